@@ -1,0 +1,25 @@
+//! Compiles the protos with protox, so that nobody needs a protoc.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message as _;
+
+const FILES: [&str; 5] = [
+    "reel/v1/action.proto",
+    "reel/v1/ingest.proto",
+    "reel/v1/playback.proto",
+    "reel/v1/session.proto",
+    "reel/v1/user.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(FILES, ["proto"])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("reel_descriptor.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        // What users did must not end up in a log because somebody printed a message.
+        .skip_debug(["reel.v1.Action", "reel.v1.User"])
+        .compile_fds(descriptors)?;
+    Ok(())
+}

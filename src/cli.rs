@@ -1,0 +1,69 @@
+//! The command line: one file a subcommand. This is the part that talks to people, so it may print.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod serve;
+
+use std::{error::Error, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{DatabaseArgs, ServeArgs};
+
+/// Why a subcommand failed, for people.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// Reel records what users do and plays it back.
+///
+/// Without a subcommand it serves, with the defaults and REEL_… environment variables of `reel serve`.
+#[derive(Debug, Parser)]
+#[command(name = "reel", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the service
+    Serve(Box<ServeArgs>),
+    /// Brings the database's schema up to date, and exits
+    Migrate(DatabaseArgs),
+}
+
+impl Cli {
+    /// Runs the subcommand.
+    pub async fn run(self) -> Result<(), Failure> {
+        match self.command.unwrap_or_else(|| Command::Serve(Box::new(self.serve))) {
+            Command::Serve(args) => {
+                log_at("info");
+                serve::serve(*args).await
+            }
+            Command::Migrate(args) => {
+                log_at("info");
+                serve::migrate(args).await
+            }
+        }
+    }
+}
+
+/// Logs to standard error, from this level on unless `RUST_LOG` says otherwise.
+fn log_at(level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// Tells a person why a subcommand failed.
+#[must_use]
+pub fn report(error: &(dyn Error + 'static)) -> ExitCode {
+    eprintln!("reel: {error}");
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        eprintln!("  because: {inner}");
+        cause = inner.source();
+    }
+    ExitCode::FAILURE
+}

@@ -1,0 +1,49 @@
+//! `reel serve` and `reel migrate`.
+
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+
+use super::Failure;
+use crate::{
+    config::{DatabaseArgs, ServeArgs},
+    server,
+    store::Store,
+};
+
+/// Serves until SIGTERM or SIGINT, then drains. A second signal ends it at once.
+pub(super) async fn serve(args: ServeArgs) -> Result<(), Failure> {
+    let store = Store::open(&args.database.database_url, args.database.database_connections).await?;
+    let listener =
+        TcpListener::bind(args.listen).await.map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
+    tracing::info!(address = %listener.local_addr()?, database = %args.database.database_url, "listening");
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut signalled = async move || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let (shut_down, shutdown) = tokio::sync::oneshot::channel::<()>();
+    let shutdown = async {
+        let _ = shutdown.await;
+    };
+    tokio::select! {
+        served = server::run(listener, store, &args.service, shutdown) => Ok(served?),
+        () = async {
+            signalled().await;
+            let _ = shut_down.send(());
+            signalled().await;
+        } => Err("ended at once by a second signal".into()),
+    }
+}
+
+/// Brings the schema up to date.
+pub(super) async fn migrate(args: DatabaseArgs) -> Result<(), Failure> {
+    let store = Store::open(&args.database_url, args.database_connections).await?;
+    store.prepare().await?;
+    store.close().await;
+    println!("{} is up to date", args.database_url);
+    Ok(())
+}

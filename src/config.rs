@@ -1,0 +1,219 @@
+//! What can be configured: arguments of the command line, each also as an environment variable, checked before anything
+//! starts. Every field says its default.
+
+use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
+
+use clap::Args;
+use sea_orm::sqlx::{postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
+
+/// Where the sessions are kept. Shows no password when printed.
+#[derive(Clone)]
+pub struct DatabaseUrl(String);
+
+impl DatabaseUrl {
+    /// The URL with its password, for the driver only.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it names an embedded database file.
+    #[must_use]
+    pub fn is_sqlite(&self) -> bool {
+        self.0.starts_with("sqlite:")
+    }
+}
+
+/// The text is not the URL of a database that Reel can use.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidDatabaseUrl {
+    /// Neither PostgreSQL nor SQLite.
+    #[error("must begin with postgres:// or sqlite://")]
+    UnknownScheme,
+    /// Sessions would be lost with the process, and every connection would have a database of its own.
+    #[error("an in-memory database cannot keep sessions; name a file, as in sqlite://reel.db")]
+    InMemory,
+    /// The driver does not understand it.
+    #[error("malformed; expected postgres://user:password@host:port/database or sqlite://path")]
+    Malformed,
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = InvalidDatabaseUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDatabaseUrl> {
+        let is_well_formed = match text.split_once(':') {
+            Some(("postgres" | "postgresql", _)) => PgConnectOptions::from_str(text).is_ok(),
+            Some(("sqlite", path)) => {
+                if path.contains(":memory:") || path.contains("mode=memory") || path.trim_matches('/').is_empty() {
+                    return Err(InvalidDatabaseUrl::InMemory);
+                }
+                SqliteConnectOptions::from_str(text).is_ok()
+            }
+            _ => return Err(InvalidDatabaseUrl::UnknownScheme),
+        };
+        if is_well_formed { Ok(Self(text.to_owned())) } else { Err(InvalidDatabaseUrl::Malformed) }
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    /// Says which kind of database and where, without user, password and parameters.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let without_parameters = self.0.split('?').next().unwrap_or_default();
+        match without_parameters.rsplit_once('@') {
+            Some((_, place)) => write!(f, "postgres://{place}"),
+            None => f.write_str(without_parameters),
+        }
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Which database.
+#[derive(Args, Clone, Debug)]
+pub struct DatabaseArgs {
+    /// Where sessions are kept: sqlite://FILE or postgres://USER:PASSWORD@HOST/DATABASE
+    #[arg(
+        long,
+        env = "REEL_DATABASE_URL",
+        default_value = "sqlite://reel.db",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub database_url: DatabaseUrl,
+    /// Connections to the database for writing, and as many for reading (SQLite has one writer)
+    #[arg(long, env = "REEL_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub database_connections: u32,
+}
+
+/// How the service runs.
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// Address and port to listen on
+    #[arg(long, env = "REEL_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+    /// Which database.
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// How it behaves.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+}
+
+/// How the service behaves, wherever it listens and whatever its database.
+#[derive(Args, Clone, Debug)]
+pub struct ServiceArgs {
+    /// A session of which nothing has arrived for this long is ended
+    #[arg(long, env = "REEL_IDLE_TIMEOUT", default_value = "30min", value_name = "DURATION", value_parser = positive_duration)]
+    pub idle_timeout: Duration,
+    /// How long a message may take to arrive once it has begun
+    #[arg(long, env = "REEL_UPLOAD_STALL_TIMEOUT", default_value = "30s", value_name = "DURATION", value_parser = positive_duration)]
+    pub upload_stall_timeout: Duration,
+    /// How long streams and transactions may go on after SIGTERM before they are cut off
+    #[arg(long, env = "REEL_DRAIN_TIMEOUT", default_value = "25s", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub drain_timeout: Duration,
+    /// How many connections may be open at once; more wait
+    #[arg(long, env = "REEL_MAX_CONNECTIONS", default_value_t = 1024, value_name = "N", value_parser = positive)]
+    pub max_connections: usize,
+    /// MiB of messages that may be on their way into the database at once; senders of more wait
+    #[arg(long, env = "REEL_INGEST_BUFFER_MIB", default_value_t = 128, value_name = "MIB", value_parser = clap::value_parser!(u32).range(8..=65536))]
+    pub ingest_buffer_mib: u32,
+    /// What requests may not exceed.
+    #[command(flatten)]
+    pub limits: Limits,
+}
+
+/// What requests may not exceed. Each error names the limit that was hit.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of a message, after decompression
+    #[arg(long, env = "REEL_MAX_MESSAGE_BYTES", default_value_t = 4 << 20, value_name = "BYTES", value_parser = positive)]
+    pub max_message_bytes: usize,
+    /// Bytes of an action: type, target and data together
+    #[arg(long, env = "REEL_MAX_ACTION_BYTES", default_value_t = 1 << 20, value_name = "BYTES", value_parser = positive)]
+    pub max_action_bytes: usize,
+    /// Actions of a batch
+    #[arg(long, env = "REEL_MAX_BATCH_ACTIONS", default_value_t = 5_000, value_name = "N", value_parser = positive)]
+    pub max_batch_actions: usize,
+    /// How deep the JSON of an action may be nested
+    #[arg(long, env = "REEL_MAX_JSON_DEPTH", default_value_t = 128, value_name = "N", value_parser = positive)]
+    pub max_json_depth: usize,
+    /// Bytes of an action's type, a track's source and an end's reason
+    #[arg(long, env = "REEL_MAX_TYPE_BYTES", default_value_t = 64, value_name = "BYTES", value_parser = positive)]
+    pub max_type_bytes: usize,
+    /// Bytes of an action's target
+    #[arg(long, env = "REEL_MAX_TARGET_BYTES", default_value_t = 1_024, value_name = "BYTES", value_parser = positive)]
+    pub max_target_bytes: usize,
+    /// Attributes of a session, or of a user
+    #[arg(long, env = "REEL_MAX_ATTRIBUTES", default_value_t = 64, value_name = "N", value_parser = positive)]
+    pub max_attributes: usize,
+    /// Bytes of an attribute's key
+    #[arg(long, env = "REEL_MAX_ATTRIBUTE_KEY_BYTES", default_value_t = 64, value_name = "BYTES", value_parser = positive)]
+    pub max_attribute_key_bytes: usize,
+    /// Bytes of an attribute's value
+    #[arg(long, env = "REEL_MAX_ATTRIBUTE_VALUE_BYTES", default_value_t = 1_024, value_name = "BYTES", value_parser = positive)]
+    pub max_attribute_value_bytes: usize,
+    /// Tracks of a session
+    #[arg(long, env = "REEL_MAX_TRACKS", default_value_t = 64, value_name = "N", value_parser = track_count)]
+    pub max_tracks: usize,
+    /// How far ahead of the service's clock an action or a session's start may be
+    #[arg(long, env = "REEL_MAX_CLOCK_LEAD", default_value = "1day", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub max_clock_lead: Duration,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+/// Tracks are numbered by a small integer in the database.
+fn track_count(text: &str) -> Result<usize, String> {
+    let count = positive(text)?;
+    if i16::try_from(count).is_ok() { Ok(count) } else { Err("must be at most 32,767".to_owned()) }
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be more than 0".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Where a client finds the service.
+#[derive(Args, Clone, Debug)]
+pub struct ClientArgs {
+    /// The service's URL
+    #[arg(long, env = "REEL_SERVER", default_value = "http://127.0.0.1:50051", value_name = "URL")]
+    pub server: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_url_shows_no_password() {
+        let url: DatabaseUrl = "postgres://reel:s3cr3t@db.example:5432/reel?sslmode=require".parse().expect("a URL");
+        assert_eq!(url.to_string(), "postgres://db.example:5432/reel");
+        assert!(!format!("{url:?}").contains("s3cr3t"));
+    }
+
+    #[test]
+    fn urls_that_are_no_databases_are_refused() {
+        for wrong in ["", "reel.db", "mysql://x", "http://x", "sqlite::memory:", "sqlite://", "postgres://x:port"] {
+            assert!(wrong.parse::<DatabaseUrl>().is_err(), "{wrong}");
+        }
+        for right in ["sqlite://reel.db", "sqlite:reel.db", "sqlite:///var/lib/reel.db", "postgresql://localhost/reel"]
+        {
+            assert!(right.parse::<DatabaseUrl>().is_ok(), "{right}");
+        }
+    }
+}

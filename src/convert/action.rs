@@ -1,0 +1,230 @@
+//! Actions on their way in. A bad action does not fail its batch: it becomes a [`RejectedAction`].
+
+use chrono::{DateTime, TimeDelta, Utc};
+use prost_types::Timestamp;
+use serde::de::IgnoredAny;
+
+use super::request::{check_name, parse_timestamp};
+use crate::{
+    config::Limits,
+    error::{Error, Result},
+    model::{
+        Action, Batch, BatchAction, ContentDigest, DEFAULT_SOURCE, REJECTED_TYPE, RejectedAction, RejectionReason,
+        SessionId,
+    },
+    proto,
+};
+
+/// Types that begin with this belong to the service.
+const RESERVED_TYPE_PREFIX: &str = "reel.";
+
+/// Takes a batch, each action as it can be stored or as it is refused.
+pub fn parse_batch(
+    session: SessionId,
+    batch: proto::ActionBatch,
+    limits: &Limits,
+    now: DateTime<Utc>,
+) -> Result<Batch> {
+    let source = if batch.source.is_empty() { DEFAULT_SOURCE.to_owned() } else { batch.source };
+    check_name("batch.source", &source, limits.max_type_bytes)?;
+    let first_seq = match batch.first_seq {
+        0 => None,
+        seq if seq > 0 => Some(seq),
+        _ => return Err(Error::invalid("batch.first_seq", "must not be negative")),
+    };
+    if batch.actions.len() > limits.max_batch_actions {
+        let limit = limits.max_batch_actions;
+        return Err(Error::invalid("batch.actions", format!("has {}, the limit is {limit}", batch.actions.len())));
+    }
+    let latest = latest_time(limits, now);
+    // A rejected action without a usable time of its own stands beside its neighbour.
+    let mut neighbour = first_time(&batch.actions, latest).unwrap_or_else(|| session.started_at());
+    let mut actions = Vec::with_capacity(batch.actions.len());
+    for action in batch.actions {
+        let action = parse_action(action, limits, latest, neighbour);
+        neighbour = match &action {
+            BatchAction::Valid(action) => action.timestamp,
+            BatchAction::Rejected(rejected) => rejected.placeholder.timestamp,
+        };
+        actions.push(action);
+    }
+    Ok(Batch { session, source, first_seq, actions })
+}
+
+/// The latest timestamp that is accepted.
+pub(super) fn latest_time(limits: &Limits, now: DateTime<Utc>) -> DateTime<Utc> {
+    let lead = TimeDelta::from_std(limits.max_clock_lead).unwrap_or(TimeDelta::MAX);
+    now.checked_add_signed(lead).unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
+
+fn first_time(actions: &[proto::Action], latest: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    actions.iter().find_map(|action| accepted_time(action.timestamp.as_ref(), latest).ok())
+}
+
+fn parse_action(
+    action: proto::Action,
+    limits: &Limits,
+    latest: DateTime<Utc>,
+    neighbour: DateTime<Utc>,
+) -> BatchAction {
+    match check_action(&action, limits, latest) {
+        Ok(timestamp) => {
+            BatchAction::Valid(Action { timestamp, kind: action.r#type, target: action.target, data: action.data })
+        }
+        Err((reason, description)) => {
+            let timestamp = accepted_time(action.timestamp.as_ref(), latest).unwrap_or(neighbour);
+            BatchAction::Rejected(reject(&action, reason, description, timestamp))
+        }
+    }
+}
+
+type Fault = (RejectionReason, String);
+
+fn check_action(action: &proto::Action, limits: &Limits, latest: DateTime<Utc>) -> Result<DateTime<Utc>, Fault> {
+    let size = size(action);
+    if size > limits.max_action_bytes {
+        let limit = limits.max_action_bytes;
+        return Err((RejectionReason::TooLarge, format!("the action has {size} bytes, the limit is {limit}")));
+    }
+    let timestamp = accepted_time(action.timestamp.as_ref(), latest)?;
+    check_type(&action.r#type, limits.max_type_bytes)
+        .map_err(|description| (RejectionReason::InvalidType, description))?;
+    check_target(&action.target, limits.max_target_bytes)
+        .map_err(|description| (RejectionReason::InvalidTarget, description))?;
+    check_json(&action.data, limits.max_json_depth)
+        .map_err(|description| (RejectionReason::InvalidData, description))?;
+    Ok(timestamp)
+}
+
+fn size(action: &proto::Action) -> usize {
+    action.r#type.len() + action.target.len() + action.data.len()
+}
+
+fn accepted_time(timestamp: Option<&Timestamp>, latest: DateTime<Utc>) -> Result<DateTime<Utc>, Fault> {
+    let fault = |description: String| (RejectionReason::InvalidTimestamp, description);
+    let timestamp = timestamp.ok_or_else(|| fault("timestamp: must be set".to_owned()))?;
+    let timestamp = parse_timestamp(timestamp).ok_or_else(|| fault("timestamp: malformed".to_owned()))?;
+    if timestamp < DateTime::UNIX_EPOCH {
+        return Err(fault("timestamp: must not be before 1970".to_owned()));
+    }
+    if timestamp > latest {
+        return Err(fault("timestamp: too far ahead of the service's clock".to_owned()));
+    }
+    Ok(timestamp)
+}
+
+fn check_type(kind: &str, limit: usize) -> Result<(), String> {
+    if kind.starts_with(RESERVED_TYPE_PREFIX) {
+        return Err(format!("type: types that begin with {RESERVED_TYPE_PREFIX} belong to the service"));
+    }
+    super::request::name_fault(kind, limit).map_or(Ok(()), |fault| Err(format!("type: {fault}")))
+}
+
+fn check_target(target: &str, limit: usize) -> Result<(), String> {
+    if target.len() > limit {
+        return Err(format!("target: has {} bytes, the limit is {limit}", target.len()));
+    }
+    if target.contains('\0') { Err("target: must not contain NUL".to_owned()) } else { Ok(()) }
+}
+
+/// Checks the syntax and nothing else: what is JSON by RFC 8259's grammar is kept as it is, lone surrogates, huge numbers and
+/// duplicate keys included.
+fn check_json(data: &str, max_depth: usize) -> Result<(), String> {
+    if data.is_empty() {
+        return Ok(());
+    }
+    if depth(data.as_bytes()) > max_depth {
+        return Err(format!("data: nested deeper than {max_depth}"));
+    }
+    match serde_json::from_str::<IgnoredAny>(data) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("data: not JSON, at line {} column {}", error.line(), error.column())),
+    }
+}
+
+/// How deep arrays and objects are nested, for text that is JSON; an upper bound for other text.
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let (mut in_string, mut escaped) = (false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+fn reject(
+    action: &proto::Action,
+    reason: RejectionReason,
+    description: String,
+    timestamp: DateTime<Utc>,
+) -> RejectedAction {
+    let digest = digest(action);
+    let data = serde_json::json!({
+        "reason": reason.name(),
+        "description": description,
+        "size_bytes": size(action),
+        "sha256": digest.to_string(),
+    });
+    let placeholder =
+        Action { timestamp, kind: REJECTED_TYPE.to_owned(), target: String::new(), data: data.to_string() };
+    RejectedAction { reason, description, digest, placeholder }
+}
+
+/// The same digest as [`Action::digest`] where the timestamp can be told, so that a resent action is recognised even if it
+/// would be accepted now.
+fn digest(action: &proto::Action) -> ContentDigest {
+    let timestamp = match (&action.timestamp, action.timestamp.as_ref().and_then(parse_timestamp)) {
+        (_, Some(timestamp)) => timestamp.timestamp_micros().to_be_bytes().to_vec(),
+        (Some(malformed), None) => {
+            [malformed.seconds.to_be_bytes().as_slice(), &malformed.nanos.to_be_bytes()].concat()
+        }
+        (None, None) => Vec::new(),
+    };
+    ContentDigest::of(&timestamp, &action.r#type, &action.target, &action.data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_checked_by_grammar_alone() {
+        for right in [
+            "",
+            "null",
+            " 1 ",
+            "1e400",
+            "9223372036854775808",
+            r#""\u0000""#,
+            r#""\ud800""#,
+            r#"{"a":1,"a":2}"#,
+            "[]",
+            r#""[[[""#,
+            r#""\"[""#,
+        ] {
+            assert_eq!(check_json(right, 1), Ok(()), "{right}");
+        }
+        for wrong in [" ", "nul", "{", "[1,]", "{'a':1}", "\"\0\"", "\"\u{1}\"", "1 2", "01", "NaN", r#""\ud80""#, "]"]
+        {
+            assert!(check_json(wrong, 8).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn depth_is_allowed_up_to_the_limit() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(check_json(&nested(128), 128), Ok(()));
+        assert!(check_json(&nested(129), 128).is_err());
+        assert!(check_json(&nested(1_000_000), 128).is_err());
+    }
+}

@@ -1,0 +1,286 @@
+//! Bounds the bytes of all uploads together: before a message's bytes are let through to be buffered and decoded, a permit
+//! for all of them is taken. Not reading is what holds a sender back: its HTTP/2 window closes.
+//!
+//! A message is let in whole or not at all, so that uploads that have begun can always be finished, and a sender that has
+//! nothing to say holds nothing.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Sleep, sleep},
+};
+use tokio_util::sync::PollSemaphore;
+use tonic::Status;
+
+use crate::error::Error;
+
+/// Permits are counted in units of this many bytes.
+const UNIT_BYTES: usize = 1024;
+
+/// Bytes of the gRPC header before each message: a flag that says whether it is compressed, and its length.
+/// See <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>.
+const HEADER_BYTES: usize = 5;
+
+/// The bytes that all uploads of the process share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Intake {
+    units: Arc<Semaphore>,
+    capacity_units: u32,
+    max_message_bytes: usize,
+    stall_timeout: Duration,
+}
+
+impl Intake {
+    /// Makes an intake for this many MiB of messages at once. `stall_timeout` is how long a message may take to arrive
+    /// once it has been let in.
+    #[must_use]
+    pub fn new(capacity_mib: u32, max_message_bytes: usize, stall_timeout: Duration) -> Self {
+        let capacity_units = capacity_mib.saturating_mul(1024);
+        let units = Arc::new(Semaphore::new(usize::try_from(capacity_units).unwrap_or(Semaphore::MAX_PERMITS)));
+        Self { units, capacity_units, max_message_bytes, stall_timeout }
+    }
+
+    /// Puts the intake before the body of an upload. Its handler takes the permits from the second part.
+    pub fn admit<B>(&self, body: B) -> (IntakeBody<B>, MessagePermits) {
+        let permits = MessagePermits::default();
+        let body = IntakeBody {
+            inner: body,
+            held: Bytes::new(),
+            phase: Phase::Header { bytes: [0; HEADER_BYTES], have: 0 },
+            units: PollSemaphore::new(Arc::clone(&self.units)),
+            stalled: None,
+            intake: self.clone(),
+            permits: permits.clone(),
+        };
+        (body, permits)
+    }
+
+    fn units_for(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes / UNIT_BYTES + 1).unwrap_or(u32::MAX).min(self.capacity_units)
+    }
+}
+
+/// The permits of the messages that were let in and not taken out yet, oldest first.
+#[derive(Clone, Debug, Default)]
+pub struct MessagePermits(Arc<Mutex<VecDeque<OwnedSemaphorePermit>>>);
+
+impl MessagePermits {
+    /// Takes the permit of the oldest message, which has turned out to have this many bytes.
+    #[must_use]
+    pub fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let mut permit = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front()?;
+        // A compressed message was let in at the largest size that it might have had.
+        let surplus = permit.num_permits().saturating_sub(bytes / UNIT_BYTES + 1);
+        drop(permit.split(surplus));
+        Some(permit)
+    }
+
+    fn put(&self, permit: OwnedSemaphorePermit) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(permit);
+    }
+}
+
+/// What the next bytes of the body are.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// Of a header, of which so many are known.
+    Header { bytes: [u8; HEADER_BYTES], have: usize },
+    /// Of a message, of which so many are missing.
+    Message { missing: usize },
+}
+
+/// The body of an upload behind the intake.
+#[derive(Debug)]
+pub struct IntakeBody<B> {
+    inner: B,
+    /// Received, and not let through yet.
+    held: Bytes,
+    phase: Phase,
+    units: PollSemaphore,
+    /// Runs while a message is incomplete.
+    stalled: Option<Pin<Box<Sleep>>>,
+    intake: Intake,
+    permits: MessagePermits,
+}
+
+impl<B: Body<Data = Bytes> + Unpin> IntakeBody<B> {
+    /// Lets through what it may of the bytes held, which are at least one.
+    fn poll_admit(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+        let missing = match &mut self.phase {
+            Phase::Message { missing } => missing,
+            Phase::Header { bytes, have } => {
+                let taken = (HEADER_BYTES - *have).min(self.held.len());
+                let mut header = *bytes;
+                header[*have..*have + taken].copy_from_slice(&self.held[..taken]);
+                if *have + taken < HEADER_BYTES {
+                    self.phase = Phase::Header { bytes: header, have: *have + taken };
+                    return Poll::Ready(self.held.split_to(taken));
+                }
+                let [flag, length @ ..] = header;
+                let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+                let reserved = if length > self.intake.max_message_bytes {
+                    // Refused by its header.
+                    0
+                } else if flag == 0 {
+                    length
+                } else {
+                    self.intake.max_message_bytes
+                };
+                let units = self.intake.units_for(reserved);
+                if let Some(permit) = ready!(self.units.poll_acquire_many(cx, units)) {
+                    self.permits.put(permit);
+                }
+                self.stalled = Some(Box::pin(sleep(self.intake.stall_timeout)));
+                return Poll::Ready(self.let_through(taken, length));
+            }
+        };
+        let missing = *missing;
+        Poll::Ready(self.let_through(0, missing))
+    }
+
+    /// Lets through these bytes of a header and what is there of the message.
+    fn let_through(&mut self, header: usize, missing: usize) -> Bytes {
+        let of_message = missing.min(self.held.len() - header);
+        if of_message == missing {
+            self.phase = Phase::Header { bytes: [0; HEADER_BYTES], have: 0 };
+            self.stalled = None;
+        } else {
+            self.phase = Phase::Message { missing: missing - of_message };
+        }
+        self.held.split_to(header + of_message)
+    }
+}
+
+impl<B> Body for IntakeBody<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<tonic::codegen::StdError>,
+{
+    type Data = Bytes;
+    type Error = tonic::codegen::StdError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.get_mut();
+        loop {
+            if !this.held.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(ready!(this.poll_admit(cx))))));
+            }
+            match Pin::new(&mut this.inner).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => this.held = data,
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => {
+                    if let Some(stalled) = &mut this.stalled {
+                        ready!(stalled.as_mut().poll(cx));
+                        this.stalled = None;
+                        let limit_seconds = this.intake.stall_timeout.as_secs();
+                        let status = Status::from(Error::UploadStalled { limit_seconds });
+                        return Poll::Ready(Some(Err(Box::new(status))));
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.held.is_empty() && self.inner.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    /// A body of these chunks that then says nothing more.
+    struct Chunks(VecDeque<Bytes>);
+
+    impl Body for Chunks {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            self.0.pop_front().map_or(Poll::Pending, |chunk| Poll::Ready(Some(Ok(Frame::data(chunk)))))
+        }
+    }
+
+    fn message(length: usize) -> Vec<u8> {
+        let mut bytes = vec![0];
+        bytes.extend(u32::try_from(length).expect("short").to_be_bytes());
+        bytes.extend(vec![7; length]);
+        bytes
+    }
+
+    async fn read(body: &mut IntakeBody<Chunks>) -> Option<Bytes> {
+        let frame = poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await;
+        match frame {
+            Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
+            _ => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn all_bytes_come_through_however_they_are_cut_and_each_message_has_a_permit() {
+        let whole: Vec<u8> = [0, 1, 3_000, 5].into_iter().flat_map(message).collect();
+        for size in [1, 2, 4, 5, 6, 7, 100, whole.len()] {
+            let intake = Intake::new(1, 4_000, Duration::from_secs(60));
+            let chunks = whole.chunks(size).map(Bytes::copy_from_slice).collect();
+            let (mut body, permits) = intake.admit(Chunks(chunks));
+            let mut seen = Vec::new();
+            while let Some(data) = read(&mut body).await {
+                seen.extend_from_slice(&data);
+            }
+            assert_eq!(seen, whole, "chunks of {size}");
+            let taken: Vec<_> = std::iter::from_fn(|| permits.take(usize::MAX)).map(|p| p.num_permits()).collect();
+            assert_eq!(taken, [1, 1, 3, 1], "chunks of {size}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_waits_until_those_before_it_are_done_with() {
+        let intake = Intake::new(1, 1 << 20, Duration::from_secs(60));
+        let chunks = || Chunks([Bytes::from(message(600 << 10))].into());
+        let (mut first, first_permits) = intake.admit(chunks());
+        let (mut second, second_permits) = intake.admit(chunks());
+        assert!(read(&mut first).await.is_some());
+        assert!(read(&mut second).await.is_none());
+        let permit = first_permits.take(600 << 10);
+        assert!(read(&mut second).await.is_none());
+        drop(permit);
+        assert!(read(&mut second).await.is_some());
+        assert!(second_permits.take(600 << 10).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_stalls_is_given_up_and_silence_between_messages_is_not() {
+        let intake = Intake::new(1, 1 << 20, Duration::from_secs(30));
+        let whole = message(100);
+        let (mut quiet, _permits) = intake.admit(Chunks([Bytes::from(whole.clone())].into()));
+        assert!(read(&mut quiet).await.is_some());
+        let (mut stalled, _permits) = intake.admit(Chunks([Bytes::copy_from_slice(&whole[..50])].into()));
+        assert!(read(&mut stalled).await.is_some());
+        tokio::time::timeout(Duration::from_secs(3600), poll_fn(|cx| Pin::new(&mut quiet).poll_frame(cx)))
+            .await
+            .expect_err("silence is no fault");
+        let error = poll_fn(|cx| Pin::new(&mut stalled).poll_frame(cx)).await.expect("a frame").expect_err("stalled");
+        let status = error.downcast_ref::<Status>().expect("a status");
+        assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
+    }
+}

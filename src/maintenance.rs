@@ -1,0 +1,56 @@
+//! What has to be done from time to time: ending idle sessions, and making partitions ahead. Every process does it; all of it
+//! is safe to do at the same time.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{TimeDelta, Utc};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::{changes::Changes, error::Result, store::Store};
+
+/// How often partitions are looked after. They are made days ahead.
+const PARTITIONS_EVERY: Duration = Duration::from_mins(10);
+
+/// How often idle sessions are looked for, at the least.
+const IDLE_EVERY: Duration = Duration::from_secs(30);
+
+/// How many sessions are ended at once.
+const IDLE_STEP: u64 = 500;
+
+/// Does all of it, for ever.
+pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Duration) {
+    let partitions = async {
+        let mut ticks = interval(PARTITIONS_EVERY);
+        loop {
+            ticks.tick().await;
+            if let Err(error) = store.partitions_maintain(Utc::now()).await {
+                tracing::warn!(%error, "partitions not maintained, trying again later");
+            }
+        }
+    };
+    let idle = async {
+        let mut ticks = interval(IDLE_EVERY.min(idle_timeout / 2).max(Duration::from_millis(10)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if let Err(error) = end_idle(store, changes, idle_timeout).await {
+                tracing::warn!(%error, "idle sessions not ended, trying again later");
+            }
+        }
+    };
+    tokio::join!(partitions, idle);
+}
+
+/// Ends the sessions of which nothing has arrived for the timeout.
+async fn end_idle(store: &Store, changes: &Arc<Changes>, idle_timeout: Duration) -> Result<()> {
+    let timeout = TimeDelta::from_std(idle_timeout).unwrap_or(TimeDelta::MAX);
+    let Some(silent_since) = Utc::now().checked_sub_signed(timeout) else { return Ok(()) };
+    loop {
+        let ended = store.session_end_idle(silent_since, IDLE_STEP).await?;
+        if ended.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(sessions = ended.len(), "idle sessions ended");
+        ended.into_iter().for_each(|session| changes.announce(session));
+    }
+}

@@ -1,0 +1,23 @@
+//! The gRPC services, one file each: parse, call, reply, and nothing else.
+
+mod ingest;
+mod playback;
+mod session;
+mod user;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{changes::Changes, config::Limits, ingest::Writer, store::Store};
+
+/// What the services work with. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Services {
+    pub(crate) store: Store,
+    pub(crate) writer: Writer,
+    pub(crate) changes: Arc<Changes>,
+    pub(crate) limits: Limits,
+    /// Cancelled when the service shuts down: streams end.
+    pub(crate) drain: CancellationToken,
+}

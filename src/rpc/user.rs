@@ -1,0 +1,56 @@
+//! `reel.v1.UserService`.
+
+use chrono::Utc;
+use tonic::{Request, Response, Status};
+
+use super::{Services, session::next_page_token};
+use crate::{
+    convert::{PageToken, Scope, page_size, parse_user, parse_user_email, parse_user_id, user_to_proto},
+    error::{Error, Result},
+    proto::{
+        DeleteUserRequest, DeleteUserResponse, GetUserRequest, GetUserResponse, ListUsersRequest, ListUsersResponse,
+        UpsertUserRequest, UpsertUserResponse, user_service_server::UserService,
+    },
+};
+
+#[tonic::async_trait]
+impl UserService for Services {
+    async fn upsert_user(&self, request: Request<UpsertUserRequest>) -> Result<Response<UpsertUserResponse>, Status> {
+        let user = request.into_inner().user.ok_or_else(|| Error::invalid("user", "must be set"))?;
+        let user = parse_user("user", user, &self.limits, Utc::now())?;
+        let user = self.store.user_upsert(user, self.limits.max_attributes).await?;
+        Ok(Response::new(UpsertUserResponse { user: Some(user_to_proto(user)) }))
+    }
+
+    async fn get_user(&self, request: Request<GetUserRequest>) -> Result<Response<GetUserResponse>, Status> {
+        let id = parse_user_id("user_id", request.into_inner().user_id)?;
+        let user = user_to_proto(self.store.user_get(&id).await?);
+        Ok(Response::new(GetUserResponse { user: Some(user) }))
+    }
+
+    async fn list_users(&self, request: Request<ListUsersRequest>) -> Result<Response<ListUsersResponse>, Status> {
+        let request = request.into_inner();
+        let email = parse_user_email("email", &request.email)?;
+        let email = (!email.is_empty()).then_some(email);
+        let size = page_size(request.page_size)?;
+        let scope = Scope::new("users", &email);
+        let after = PageToken::parse(&request.page_token, &scope)?;
+
+        let mut users = self.store.user_list(email.as_deref(), after.as_deref(), size + 1).await?;
+        let next_page_token = next_page_token(&mut users, size, &scope, |user| user.id.clone());
+        let users = users.into_iter().map(user_to_proto).collect();
+        Ok(Response::new(ListUsersResponse { users, next_page_token }))
+    }
+
+    async fn delete_user(&self, request: Request<DeleteUserRequest>) -> Result<Response<DeleteUserResponse>, Status> {
+        let id = parse_user_id("user_id", request.into_inner().user_id)?;
+        let store = self.store.clone();
+        // In a task of its own: a caller that goes away does not leave it half done.
+        let erasure = tokio::spawn(async move { store.user_erase(&id, Utc::now()).await });
+        let erased = erasure.await.unwrap_or(Err(Error::Internal))?;
+        Ok(Response::new(DeleteUserResponse {
+            erased_session_count: erased.sessions,
+            erased_action_count: erased.actions,
+        }))
+    }
+}

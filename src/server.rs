@@ -1,0 +1,151 @@
+//! The server: takes a listener, a database and any future as its end, and serves until the end has come and what was under
+//! way is done.
+
+mod health;
+mod incoming;
+mod layer;
+
+use std::{future::Future, sync::Arc};
+
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
+
+use self::{health::Health, layer::RpcLayer};
+use crate::{
+    changes::Changes,
+    config::ServiceArgs,
+    ingest::{Intake, Writer},
+    maintenance::maintain,
+    proto::{
+        DESCRIPTORS, ingest_service_server::IngestServiceServer, playback_service_server::PlaybackServiceServer,
+        session_service_server::SessionServiceServer, user_service_server::UserServiceServer,
+    },
+    rpc::Services,
+    store::{Store, Unfit},
+};
+
+/// Why the server gave up.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The database cannot be used.
+    #[error(transparent)]
+    Database(#[from] Unfit),
+    /// The network failed.
+    #[error("cannot serve: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// Streams and writes went on for too long after the end was asked for, and were cut off.
+    #[error("not everything was done within the drain timeout; what was not acknowledged may not be stored")]
+    DrainTimeout,
+}
+
+/// Serves until `shutdown` completes, then drains. Before the database is ready, and whenever it is away, health says
+/// NOT_SERVING and requests are answered with UNAVAILABLE.
+pub async fn run(
+    listener: TcpListener,
+    store: Store,
+    args: &ServiceArgs,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let drain = CancellationToken::new();
+    let stop = drain.clone().drop_guard();
+    let writes = TaskTracker::new();
+    let changes = Arc::new(Changes::default());
+    let (health, health_service) = Health::new(store.clone());
+    let writer = Writer::new(store.clone(), Arc::clone(&changes), args.limits, writes.clone());
+    let services = Services {
+        store: store.clone(),
+        writer,
+        changes: Arc::clone(&changes),
+        limits: args.limits,
+        drain: drain.clone(),
+    };
+    let intake = Intake::new(args.ingest_buffer_mib, args.limits.max_message_bytes, args.upload_stall_timeout);
+    let layer = RpcLayer::new(intake, health.readiness(), args.limits.max_message_bytes);
+    let router = builder().layer(layer).add_routes(routes(services, health_service));
+    let incoming = incoming::accept(listener, args.max_connections);
+    let serving = router.serve_with_incoming_shutdown(incoming, drain.clone().cancelled_owned());
+
+    let background = async {
+        health.prepare().await?;
+        tokio::select! {
+            () = health.watch() => {}
+            () = changes.exchange(&store) => {}
+            () = maintain(&store, &changes, args.idle_timeout) => {}
+        }
+        std::future::pending().await
+    };
+    let until_shutdown = async {
+        tokio::select! {
+            () = shutdown => Ok(()),
+            unfit = background => unfit,
+        }
+    };
+
+    tokio::pin!(serving);
+    let outcome: Result<(), Unfit> = tokio::select! {
+        served = &mut serving => return Ok(served?),
+        outcome = until_shutdown => outcome,
+    };
+    tracing::info!(timeout_s = args.drain_timeout.as_secs(), "draining");
+    health.set_not_serving().await;
+    drop(stop);
+    writes.close();
+    let drained = timeout(args.drain_timeout, async {
+        serving.await?;
+        writes.wait().await;
+        Ok::<_, tonic::transport::Error>(())
+    });
+    let drained = drained.await;
+    outcome?;
+    match drained {
+        Ok(served) => served?,
+        Err(_) => return Err(ServeError::DrainTimeout),
+    }
+    store.close().await;
+    Ok(())
+}
+
+/// The limits of HTTP/2. tonic's own defaults leave the first two open.
+fn builder() -> Server {
+    Server::builder()
+        .max_concurrent_streams(512)
+        .http2_max_local_error_reset_streams(Some(1_024))
+        .http2_max_pending_accept_reset_streams(Some(20))
+        .http2_max_header_list_size(16 << 10)
+        .initial_stream_window_size(1 << 20)
+        // Several times a stream's, so that one upload that nobody reads does not hold up the others of its connection.
+        .initial_connection_window_size(8 << 20)
+        .http2_keepalive_interval(Some(std::time::Duration::from_secs(60)))
+        .http2_keepalive_timeout(Some(std::time::Duration::from_secs(20)))
+}
+
+fn routes(services: Services, health: health::HealthService) -> Routes {
+    let limit = services.limits.max_message_bytes;
+    macro_rules! configured {
+        ($server:ident) => {
+            $server::new(services.clone())
+                .max_decoding_message_size(limit)
+                .accept_compressed(CompressionEncoding::Zstd)
+                .accept_compressed(CompressionEncoding::Gzip)
+                .send_compressed(CompressionEncoding::Zstd)
+                .send_compressed(CompressionEncoding::Gzip)
+        };
+    }
+    let mut routes = Routes::builder();
+    routes
+        .add_service(configured!(IngestServiceServer))
+        .add_service(configured!(PlaybackServiceServer))
+        .add_service(configured!(SessionServiceServer))
+        .add_service(configured!(UserServiceServer))
+        .add_service(health)
+        .add_service(reflection().build_v1().unwrap_or_else(|error| unreachable!("our own descriptors: {error}")))
+        .add_service(reflection().build_v1alpha().unwrap_or_else(|error| unreachable!("our own descriptors: {error}")));
+    routes.routes()
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}

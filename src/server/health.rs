@@ -1,0 +1,110 @@
+//! Whether the service can do its work: once the database is migrated, while it answers, and until the end is asked for.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tonic::server::NamedService as _;
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService as Reporter},
+};
+
+use crate::{
+    proto::{
+        ingest_service_server::IngestServiceServer, playback_service_server::PlaybackServiceServer,
+        session_service_server::SessionServiceServer, user_service_server::UserServiceServer,
+    },
+    rpc::Services,
+    store::{Store, Unfit},
+};
+
+/// The standard health service.
+pub(super) type HealthService = HealthServer<Reporter>;
+
+/// How often the database is asked whether it is there.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long it may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// What health is told of: "" is the service as a whole.
+const NAMES: [&str; 5] = [
+    "",
+    IngestServiceServer::<Services>::NAME,
+    PlaybackServiceServer::<Services>::NAME,
+    SessionServiceServer::<Services>::NAME,
+    UserServiceServer::<Services>::NAME,
+];
+
+/// Watches the database and tells health.
+pub(super) struct Health {
+    store: Store,
+    reporter: HealthReporter,
+    prepared: Arc<AtomicBool>,
+}
+
+impl Health {
+    pub(super) fn new(store: Store) -> (Self, HealthService) {
+        let reporter = HealthReporter::new();
+        let service = HealthServer::new(Reporter::from_health_reporter(reporter.clone()));
+        (Self { store, reporter, prepared: Arc::default() }, service)
+    }
+
+    /// Becomes true once the database is migrated, and stays so.
+    pub(super) fn readiness(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.prepared)
+    }
+
+    pub(super) async fn set_not_serving(&self) {
+        self.set(ServingStatus::NotServing).await;
+    }
+
+    async fn set(&self, status: ServingStatus) {
+        for name in NAMES {
+            self.reporter.set_service_status(name, status).await;
+        }
+    }
+
+    /// Makes the database ready, for as long as that takes. Fails if waiting cannot help.
+    pub(super) async fn prepare(&self) -> Result<(), Unfit> {
+        self.set_not_serving().await;
+        loop {
+            match self.store.prepare().await {
+                Ok(()) => break,
+                Err(unfit) if unfit.is_passing() => {
+                    tracing::warn!(error = %unfit, "the database is not ready, trying again");
+                    sleep(ASK_EVERY).await;
+                }
+                Err(unfit) => return Err(unfit),
+            }
+        }
+        self.prepared.store(true, Ordering::Release);
+        self.set(ServingStatus::Serving).await;
+        tracing::info!("serving");
+        Ok(())
+    }
+
+    /// Tells health whether the database answers, for ever.
+    pub(super) async fn watch(&self) {
+        let mut ticks = interval(ASK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut answered = true;
+        loop {
+            ticks.tick().await;
+            let answers = matches!(timeout(ANSWER_WITHIN, self.store.ping()).await, Ok(Ok(())));
+            if answers != answered {
+                answered = answers;
+                let status = if answers { ServingStatus::Serving } else { ServingStatus::NotServing };
+                tracing::warn!(%status, "the database has come or gone");
+                self.set(status).await;
+            }
+        }
+    }
+}

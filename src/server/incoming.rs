@@ -1,0 +1,109 @@
+//! Connections: as many as may be open at once, and none that never says anything.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Sleep, sleep},
+};
+use tokio_stream::Stream;
+use tonic::transport::server::{Connected, TcpConnectInfo};
+
+/// How long a peer may take to say its first byte. Nothing else guards against peers that connect and say nothing: HTTP/2
+/// keepalive begins only after the handshake, and shutting down waits for it.
+const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long to wait when no connection can be accepted, for want of file descriptors for example.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// Accepts connections, `limit` at once; more wait in the listener's queue.
+pub(super) fn accept(listener: TcpListener, limit: usize) -> impl Stream<Item = io::Result<Connection>> {
+    let permits = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
+    futures_util::stream::unfold((listener, permits), async |(listener, permits)| {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return None };
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    // Receipts are small and must not wait for more.
+                    if let Err(error) = stream.set_nodelay(true) {
+                        tracing::debug!(%error, "nodelay not set");
+                    }
+                    let silent = Some(Box::pin(sleep(FIRST_BYTE_WITHIN)));
+                    return Some((Ok(Connection { stream, silent, _permit: permit }), (listener, permits)));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept connections");
+                    sleep(ACCEPT_AGAIN_AFTER).await;
+                }
+            }
+        }
+    })
+}
+
+/// One connection.
+pub(super) struct Connection {
+    stream: TcpStream,
+    /// Runs until the first byte.
+    silent: Option<Pin<Box<Sleep>>>,
+    /// Given back when the connection ends.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.stream.connect_info()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.stream).poll_read(cx, buffer) {
+            Poll::Ready(read) => {
+                this.silent = None;
+                Poll::Ready(read)
+            }
+            Poll::Pending => {
+                let Some(silent) = &mut this.silent else { return Poll::Pending };
+                ready!(silent.as_mut().poll(cx));
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer said nothing")))
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,240 @@
+//! What every RPC gets: the intake before its uploads, a refusal while the service is not ready, the caller's deadline, a
+//! status with details whoever made it, and one line in the log.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::Frame;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::{Code, Status, body::Body, codegen::StdError};
+use tower::{Layer, Service};
+
+use crate::{
+    error::{Error, complete_status},
+    ingest::Intake,
+};
+
+/// Paths of this service's own RPCs; health and reflection are others'.
+const OWN_PATHS: &str = "/reel.v1.";
+
+/// Paths of uploads.
+const INGEST_PATHS: &str = "/reel.v1.IngestService/";
+
+/// tonic also ends calls at their deadline, with another status. Ours comes this much earlier.
+const AHEAD_OF_TONIC: Duration = Duration::from_millis(2);
+
+/// Makes the layer.
+#[derive(Clone)]
+pub(super) struct RpcLayer {
+    intake: Intake,
+    ready: Arc<AtomicBool>,
+    max_message_bytes: usize,
+}
+
+impl RpcLayer {
+    pub(super) fn new(intake: Intake, ready: Arc<AtomicBool>, max_message_bytes: usize) -> Self {
+        Self { intake, ready, max_message_bytes }
+    }
+}
+
+impl<S> Layer<S> for RpcLayer {
+    type Service = RpcService<S>;
+
+    fn layer(&self, inner: S) -> RpcService<S> {
+        RpcService { inner, layer: self.clone() }
+    }
+}
+
+/// The layer around a service.
+#[derive(Clone)]
+pub(super) struct RpcService<S> {
+    inner: S,
+    layer: RpcLayer,
+}
+
+impl<S> Service<Request<Body>> for RpcService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let path = request.uri().path();
+        let mut line = Line { method: path.to_owned(), begun: Instant::now(), code: None };
+        if path.starts_with(OWN_PATHS) && !self.layer.ready.load(Ordering::Acquire) {
+            let refused = Status::from(Error::NotReady);
+            line.code = Some(refused.code());
+            return Box::pin(async { Ok(refused.into_http()) });
+        }
+        let limit_bytes = self.layer.max_message_bytes;
+        let deadline = deadline(request.headers()).and_then(|timeout| line.begun.checked_add(timeout));
+        let request = if path.starts_with(INGEST_PATHS) { self.admit(request) } else { request };
+        let responding = self.inner.call(request);
+        Box::pin(async move {
+            let response = match deadline {
+                None => responding.await,
+                Some(deadline) => tokio::select! {
+                    biased;
+                    response = responding => response,
+                    () = sleep_until(deadline) => Ok(Status::from(Error::DeadlineExceeded).into_http()),
+                },
+            };
+            let (mut parts, body) = response?.into_parts();
+            complete(&mut parts.headers, limit_bytes, &mut line);
+            let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
+            let body = RpcBody { inner: body, deadline, limit_bytes, line, over: false };
+            Ok(Response::from_parts(parts, Body::new(body)))
+        })
+    }
+}
+
+impl<S> RpcService<S> {
+    /// Puts the intake before the body of an upload.
+    fn admit(&self, request: Request<Body>) -> Request<Body> {
+        let (mut parts, body) = request.into_parts();
+        let (body, permits) = self.layer.intake.admit(body);
+        parts.extensions.insert(permits);
+        Request::from_parts(parts, Body::new(body))
+    }
+}
+
+/// The caller's deadline, from its header: up to eight digits and a unit.
+/// See <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>.
+fn deadline(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    let timeout = match unit {
+        "H" => Duration::from_secs(number * 3_600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    };
+    Some(timeout.saturating_sub(AHEAD_OF_TONIC))
+}
+
+/// Completes the status in headers or trailers, if there is one, and notes its code.
+fn complete(headers: &mut HeaderMap<HeaderValue>, limit_bytes: usize, line: &mut Line) {
+    let Some(status) = Status::from_header_map(headers) else { return };
+    let status = complete_status(status, limit_bytes);
+    line.code = Some(status.code());
+    if status.code() != Code::Ok {
+        for name in ["grpc-status", "grpc-message", "grpc-status-details-bin"] {
+            headers.remove(name);
+        }
+        if let Err(error) = status.add_header(headers) {
+            tracing::error!(%error, "a status does not fit into headers");
+        }
+    }
+}
+
+/// The body of a response, up to the deadline, with a status that is complete.
+struct RpcBody {
+    inner: Body,
+    deadline: Option<Pin<Box<Sleep>>>,
+    limit_bytes: usize,
+    line: Line,
+    over: bool,
+}
+
+impl http_body::Body for RpcBody {
+    type Data = Bytes;
+    type Error = StdError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        let this = self.get_mut();
+        if this.over {
+            return Poll::Ready(None);
+        }
+        if let Some(deadline) = &mut this.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+            && this.line.code.is_none()
+        {
+            this.over = true;
+            let mut trailers = HeaderMap::new();
+            let _ = Status::from(Error::DeadlineExceeded).add_header(&mut trailers);
+            complete(&mut trailers, this.limit_bytes, &mut this.line);
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        match ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
+            Some(Ok(frame)) => match frame.into_trailers() {
+                Ok(mut trailers) => {
+                    complete(&mut trailers, this.limit_bytes, &mut this.line);
+                    Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+                }
+                Err(data) => Poll::Ready(Some(Ok(data))),
+            },
+            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over || self.inner.is_end_stream()
+    }
+}
+
+/// The RPC's line in the log, written when everything of it is over.
+struct Line {
+    method: String,
+    begun: Instant,
+    code: Option<Code>,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        // Whoever goes away before the end does not wait for a status.
+        let code = self.code.unwrap_or(Code::Cancelled);
+        let duration_ms = self.begun.elapsed().as_secs_f64() * 1e3;
+        let method = self.method.as_str();
+        match code {
+            Code::Internal | Code::Unknown | Code::DataLoss => {
+                tracing::error!(rpc.method = method, rpc.code = ?code, duration_ms, "rpc");
+            }
+            _ => tracing::info!(rpc.method = method, rpc.code = ?code, duration_ms, "rpc"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_are_read_as_grpc_writes_them() {
+        let read = |text: &'static str| {
+            deadline(&HeaderMap::from_iter([(
+                http::header::HeaderName::from_static("grpc-timeout"),
+                HeaderValue::from_static(text),
+            )]))
+        };
+        assert_eq!(read("1S"), Some(Duration::from_millis(998)));
+        assert_eq!(read("1n"), Some(Duration::ZERO));
+        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3_600) - AHEAD_OF_TONIC));
+        for wrong in ["", "S", "1", "1x", "-1S", "123456789S", "1.5S"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+}

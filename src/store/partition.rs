@@ -1,0 +1,214 @@
+//! PostgreSQL's partitions of `actions`: one for each day of session starts, made ahead of time, and a DEFAULT one, so
+//! that nothing is refused for want of a partition. SQLite has none of this.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::{Mutex, PoisonError},
+};
+
+use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
+use sea_orm::{ConnectionTrait as _, DbErr, FromQueryResult, Statement, Value};
+use uuid::Uuid;
+
+use super::{Store, failure::Cause};
+use crate::{error::Result, model::SessionId};
+
+/// How many days ahead partitions are made.
+pub const PARTITION_DAYS_AHEAD: u64 = 7;
+
+/// No partitions of past days are made beyond this number: every one of them costs every query that cannot tell the day.
+/// Sessions of further days lie in the DEFAULT partition and work just the same.
+const MAX_PARTITIONS: usize = 400;
+
+/// Key of the advisory lock under which partitions are made: "reel" in ASCII, and 2.
+const PARTITION_LOCK: i64 = 0x7265_656c_0000_0002;
+
+/// Days whose partition was seen, so that not every session start asks the catalogue.
+#[derive(Debug, Default)]
+pub(super) struct KnownPartitions(Mutex<HashSet<NaiveDate>>);
+
+impl KnownPartitions {
+    fn contains(&self, day: NaiveDate) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&day)
+    }
+
+    fn insert(&self, day: NaiveDate) {
+        let mut days = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if days.len() > 2 * MAX_PARTITIONS {
+            days.clear();
+        }
+        days.insert(day);
+    }
+}
+
+#[derive(FromQueryResult)]
+struct Name {
+    name: String,
+}
+
+#[derive(FromQueryResult)]
+struct SessionOfRow {
+    session_id: Uuid,
+}
+
+impl Store {
+    /// Makes the partitions of the days from yesterday to [`PARTITION_DAYS_AHEAD`], and moves what lies in the DEFAULT
+    /// partition to where it belongs. Safe to run in several processes at once, and while others write.
+    pub async fn partitions_maintain(&self, now: DateTime<Utc>) -> Result<()> {
+        if !self.is_postgres() {
+            return Ok(());
+        }
+        let today = now.date_naive();
+        let yesterday = today.pred_opt().unwrap_or(today);
+        for day in yesterday.iter_days().take(2 + usize::try_from(PARTITION_DAYS_AHEAD).unwrap_or(0)) {
+            self.partition_ensure(day, usize::MAX).await?;
+        }
+        let mut after = Uuid::nil();
+        while let Some(session) = self.first_session_in_default(after).await? {
+            let day = session.started_at().date_naive();
+            self.partition_ensure(day, MAX_PARTITIONS).await?;
+            after = bounds(day).1;
+        }
+        Ok(())
+    }
+
+    /// Makes the partition for a session of a day that has none yet, if that can be done without holding others up. Where it
+    /// cannot, the DEFAULT partition takes the actions, and maintenance moves them later.
+    pub(super) async fn partition_ensure_for(&self, session: SessionId) {
+        if !self.is_postgres() {
+            return;
+        }
+        if let Err(error) = self.partition_ensure(session.started_at().date_naive(), MAX_PARTITIONS).await {
+            tracing::warn!(%error, "no partition could be made now, the default one takes the session");
+        }
+    }
+
+    async fn partition_ensure(&self, day: NaiveDate, limit: usize) -> Result<()> {
+        if self.known_partitions.contains(day) {
+            return Ok(());
+        }
+        let name = name(day);
+        let names = partition_names_in(&self.read).await?;
+        if names.contains(&name) {
+            self.known_partitions.insert(day);
+            return Ok(());
+        }
+        if names.len() >= limit {
+            return Ok(());
+        }
+        match self.partition_create(day, &name).await {
+            // Somebody holds what we need; next time.
+            Err(error) if Cause::of(&error) == Cause::Contention => {
+                tracing::warn!(partition = name, "partition not made: the table is in use");
+                Ok(())
+            }
+            outcome => Ok(outcome?),
+        }
+    }
+
+    async fn partition_create(&self, day: NaiveDate, name: &str) -> Result<(), DbErr> {
+        let tx = self.begin().await?;
+        // A waiting exclusive lock holds up everybody behind it, so it does not wait for long.
+        tx.execute_unprepared("SET LOCAL lock_timeout = '1s'").await?;
+        tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({PARTITION_LOCK})")).await?;
+        if partition_names_in(&tx).await?.contains(name) {
+            return tx.rollback().await;
+        }
+        let (from, to) = bounds(day);
+        // ATTACH, unlike CREATE … PARTITION OF, lets others go on reading and writing other partitions.
+        tx.execute_unprepared(&format!("CREATE TABLE {name} (LIKE actions INCLUDING ALL)")).await?;
+        let strays = in_default(&tx, from, Some(to)).await?.is_some();
+        if strays {
+            tx.execute_unprepared("ALTER TABLE actions DETACH PARTITION actions_default").await?;
+            tx.execute_unprepared(&format!(
+                "WITH moved AS (DELETE FROM actions_default WHERE session_id >= '{from}' AND session_id < '{to}' \
+                 RETURNING *) INSERT INTO {name} SELECT * FROM moved"
+            ))
+            .await?;
+        }
+        tx.execute_unprepared(&format!(
+            "ALTER TABLE actions ATTACH PARTITION {name} FOR VALUES FROM ('{from}') TO ('{to}')"
+        ))
+        .await?;
+        if strays {
+            tx.execute_unprepared("ALTER TABLE actions ATTACH PARTITION actions_default DEFAULT").await?;
+        }
+        tx.commit().await?;
+        tracing::info!(partition = name, moved = strays, "partition made");
+        Ok(())
+    }
+
+    async fn first_session_in_default(&self, from: Uuid) -> Result<Option<SessionId>> {
+        // With as many partitions as there may be, what lies in the default one stays there.
+        if partition_names_in(&self.read).await?.len() >= MAX_PARTITIONS {
+            return Ok(None);
+        }
+        Ok(in_default(&self.read, from, None).await?.map(SessionId::from_uuid))
+    }
+}
+
+async fn partition_names_in(connection: &impl sea_orm::ConnectionTrait) -> Result<BTreeSet<String>, DbErr> {
+    let statement = Statement::from_string(
+        connection.get_database_backend(),
+        "SELECT c.relname::text AS name FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \
+         WHERE i.inhparent = 'actions'::regclass",
+    );
+    let names = Name::find_by_statement(statement).all(connection).await?;
+    Ok(names.into_iter().map(|row| row.name).collect())
+}
+
+/// The first session in the DEFAULT partition, by id, in a range.
+async fn in_default(
+    connection: &impl sea_orm::ConnectionTrait,
+    from: Uuid,
+    to: Option<Uuid>,
+) -> Result<Option<Uuid>, DbErr> {
+    let statement = Statement::from_sql_and_values(
+        connection.get_database_backend(),
+        "SELECT session_id FROM actions_default WHERE session_id >= $1 AND session_id <= $2 \
+         ORDER BY session_id LIMIT 1",
+        [from.into(), Value::from(to.unwrap_or(Uuid::max()))],
+    );
+    let row = SessionOfRow::find_by_statement(statement).one(connection).await?;
+    Ok(row.map(|row| row.session_id).filter(|session| to.is_none_or(|to| *session < to)))
+}
+
+fn name(day: NaiveDate) -> String {
+    format!("actions_{}", day.format("%Y%m%d"))
+}
+
+/// The range of session ids of a day: from the first, up to and without the second.
+fn bounds(day: NaiveDate) -> (Uuid, Uuid) {
+    let next = day.checked_add_days(Days::new(1)).unwrap_or(NaiveDate::MAX);
+    (lower_bound(day), lower_bound(next))
+}
+
+/// The smallest UUID with this day's first millisecond as its time part.
+fn lower_bound(day: NaiveDate) -> Uuid {
+    let millis = day.and_time(NaiveTime::MIN).and_utc().timestamp_millis();
+    Uuid::from_u128(u128::from(millis.cast_unsigned()) << 80)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_days_bounds_hold_exactly_the_sessions_of_that_day() {
+        let day = NaiveDate::from_ymd_opt(2026, 11, 22).expect("a date");
+        let (from, to) = bounds(day);
+        let first = day.and_time(NaiveTime::MIN).and_utc();
+        let last = first + chrono::TimeDelta::days(1) - chrono::TimeDelta::milliseconds(1);
+        for (time, inside) in [
+            (first - chrono::TimeDelta::milliseconds(1), false),
+            (first, true),
+            (last, true),
+            (last + chrono::TimeDelta::milliseconds(1), false),
+        ] {
+            for random in [[0; 10], [255; 10]] {
+                let id = SessionId::from_parts(time, random).as_uuid();
+                assert_eq!(id >= from && id < to, inside, "{time}");
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Makes a database fit for use: checks that what it commits is durable, and brings the schema up to date under a lock,
+//! however many processes start at once.
+
+use migration::{Migrator, MigratorTrait as _};
+use sea_orm::{ConnectionTrait as _, FromQueryResult, Statement};
+
+use super::{Store, failure::Cause};
+use crate::error::Error;
+
+/// Key of the advisory lock under which schemas are migrated: "reel" in ASCII, and 1.
+const MIGRATION_LOCK: i64 = 0x7265_656c_0000_0001;
+
+/// Why a database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// The URL is not one of a database.
+    #[error("the database URL is malformed")]
+    MalformedUrl,
+    /// The database would lose what it has acknowledged.
+    #[error("the database has {setting} = {value}: what it acknowledges may be lost, so it is not used")]
+    NotDurable {
+        /// Name of the setting.
+        setting: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// The server turns us away.
+    #[error("the database denies access: check user, password, database name and rights")]
+    Denied,
+    /// The migrations failed, for example because the schema was made by a newer version.
+    #[error("the schema cannot be brought up to date; a newer version of reel may have been here")]
+    Migration,
+    /// The database cannot be reached now. It may be later.
+    #[error("the database is unavailable")]
+    Unavailable,
+}
+
+impl Unfit {
+    /// Whether waiting may help.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Unavailable)
+    }
+}
+
+impl From<sea_orm::DbErr> for Unfit {
+    fn from(error: sea_orm::DbErr) -> Self {
+        let cause = Cause::of(&error);
+        // Logs it.
+        let _: Error = error.into();
+        match cause {
+            Cause::Denied => Self::Denied,
+            Cause::Unexpected => Self::Migration,
+            _ => Self::Unavailable,
+        }
+    }
+}
+
+#[derive(FromQueryResult)]
+struct Setting {
+    value: String,
+}
+
+impl Store {
+    /// Checks the database's settings and brings its schema up to date. May be called by several processes at once, and
+    /// again.
+    pub async fn prepare(&self) -> Result<(), Unfit> {
+        self.check_durability().await?;
+        self.migrate().await?;
+        self.partitions_maintain(chrono::Utc::now()).await.map_err(|_| Unfit::Unavailable)
+    }
+
+    async fn check_durability(&self) -> Result<(), Unfit> {
+        if self.is_postgres() {
+            for setting in ["fsync", "full_page_writes", "synchronous_commit"] {
+                let value = self.setting(&format!("SELECT current_setting('{setting}') AS value")).await?;
+                if value == "off" {
+                    return Err(Unfit::NotDurable { setting, value });
+                }
+            }
+            let in_recovery = self.setting("SELECT pg_is_in_recovery()::text AS value").await?;
+            return if in_recovery == "true" { Err(Unfit::Unavailable) } else { Ok(()) };
+        }
+        let journal_mode = self.setting("SELECT journal_mode AS value FROM pragma_journal_mode").await?;
+        if journal_mode != "wal" {
+            return Err(Unfit::NotDurable { setting: "journal_mode", value: journal_mode });
+        }
+        // 2 is FULL, 3 is EXTRA.
+        let synchronous = self.setting("SELECT CAST(synchronous AS text) AS value FROM pragma_synchronous").await?;
+        if !matches!(synchronous.as_str(), "2" | "3") {
+            return Err(Unfit::NotDurable { setting: "synchronous", value: synchronous });
+        }
+        Ok(())
+    }
+
+    async fn setting(&self, sql: &str) -> Result<String, Unfit> {
+        let statement = Statement::from_string(self.backend, sql);
+        let setting = Setting::find_by_statement(statement).one(&self.write).await?;
+        Ok(setting.map(|setting| setting.value).unwrap_or_default())
+    }
+
+    /// One transaction holds the lock and the migrations: a process that dies in the middle leaves nothing behind. On SQLite
+    /// the transaction itself is the lock.
+    async fn migrate(&self) -> Result<(), Unfit> {
+        let tx = self.begin().await?;
+        if self.is_postgres() {
+            // Others may be migrating; they may take their time.
+            tx.execute_unprepared("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0").await?;
+            tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")).await?;
+        }
+        Migrator::up(&tx, None).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+}

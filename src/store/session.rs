@@ -1,0 +1,344 @@
+//! Queries about sessions: starting, ending, finding, changing and erasing them.
+
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    ActiveModelTrait as _, ColumnTrait as _, Condition, DatabaseTransaction, EntityTrait as _, ExprTrait as _,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _, QueryTrait as _, Set,
+    sea_query::{Expr, LockType, OnConflict, SelectStatement},
+};
+
+use super::{
+    Store,
+    entity::{action, session, tombstone, track, user},
+    failure::{Attempts, Failure},
+    track::tracks_of,
+    user::{attributes_from_json, attributes_to_json},
+};
+use crate::{
+    error::{Error, Result},
+    model::{Attributes, Erased, IDLE_END_REASON, Session, SessionEnd, SessionFilter, SessionId, SessionStart},
+};
+
+/// How many of a user's sessions are erased between two looks at what is left.
+const ERASURE_STEP: u64 = 100;
+
+impl Store {
+    /// Starts a session, or finds it started and merges what is known of it.
+    pub async fn session_start(&self, start: &SessionStart, now: DateTime<Utc>, max_attributes: usize) -> Result<()> {
+        // In transactions of their own and before the session's: distributed PostgreSQL wants it so.
+        if let Some(user) = &start.user {
+            self.user_upsert(user.clone(), max_attributes).await?;
+        }
+        self.partition_ensure_for(start.id).await;
+        let mut attempts = Attempts::default();
+        loop {
+            match self.session_start_once(start, now, max_attributes).await {
+                Ok(()) => return Ok(()),
+                Err(failure) => attempts.again_after(failure).await?,
+            }
+        }
+    }
+
+    async fn session_start_once(
+        &self,
+        start: &SessionStart,
+        now: DateTime<Utc>,
+        max_attributes: usize,
+    ) -> Result<(), Failure> {
+        let user_id = start.user.as_ref().map(|user| user.id.clone());
+        let tx = self.begin().await?;
+        let new = session::ActiveModel {
+            id: Set(start.id.as_uuid()),
+            user_id: Set(user_id.clone()),
+            started_at: Set(start.id.started_at()),
+            ended_at: Set(None),
+            end_reason: Set(None),
+            attributes: Set(attributes_to_json(&start.attributes)),
+            created_at: Set(now),
+        };
+        // Writing first takes the row's lock, or makes the row; an erasure that is under way is waited for.
+        let stored = session::Entity::insert(new)
+            .on_conflict(OnConflict::column(session::Column::Id).update_column(session::Column::StartedAt).to_owned())
+            .exec_with_returning(&tx)
+            .await?;
+        // Looked at after the row is ours, so that an erasure cannot slip in between.
+        if is_erased(&tx, start.id).await? {
+            return Err(Error::SessionErased.into());
+        }
+        if stored.user_id.is_some() && user_id.is_some() && stored.user_id != user_id {
+            return Err(Error::SessionOfAnotherUser.into());
+        }
+        let mut attributes = attributes_from_json(stored.attributes);
+        attributes.extend(start.attributes.clone());
+        check_count(&attributes, max_attributes)?;
+        let merged = session::ActiveModel {
+            id: Set(stored.id),
+            user_id: Set(stored.user_id.or(user_id)),
+            attributes: Set(attributes_to_json(&attributes)),
+            ..Default::default()
+        };
+        merged.update(&tx).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Ends a session, if its tracks are as complete as the sender says. An end by the idle timeout is overruled, any
+    /// other stays as it is.
+    pub async fn session_end(&self, end: &SessionEnd) -> Result<()> {
+        let mut attempts = Attempts::default();
+        loop {
+            match self.session_end_once(end).await {
+                Ok(()) => return Ok(()),
+                Err(failure) => attempts.again_after(failure).await?,
+            }
+        }
+    }
+
+    async fn session_end_once(&self, end: &SessionEnd) -> Result<(), Failure> {
+        let tx = self.begin().await?;
+        let id = end.id.as_uuid();
+        let Some(stored) = session::Entity::find_by_id(id).lock(LockType::NoKeyUpdate).one(&tx).await? else {
+            return Err(absent(&tx, end.id).await?.into());
+        };
+        let tracks = tracks_of(&tx, &[id]).await?.remove(&id).unwrap_or_default();
+        for (source, last_seq) in &end.last_seqs {
+            let committed_seq = tracks.iter().find(|track| track.source == *source).map_or(0, |track| track.last_seq);
+            if committed_seq != *last_seq {
+                let (session, source_name, last_seq) = (end.id, source.clone(), *last_seq);
+                return Err(Error::TrackIncomplete { session, source_name, committed_seq, last_seq }.into());
+            }
+        }
+        if stored.ended_at.is_none() || stored.end_reason.as_deref() == Some(IDLE_END_REASON) {
+            let last_action_at = tracks.iter().filter_map(|track| track.last_action_at).max();
+            let ended = session::ActiveModel {
+                id: Set(id),
+                ended_at: Set(Some(end.ended_at.or(last_action_at).unwrap_or(stored.started_at))),
+                end_reason: Set(Some(end.reason.clone())),
+                ..Default::default()
+            };
+            ended.update(&tx).await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Ends live sessions of which nothing has arrived since the given time, at most `limit` of them: as of their last
+    /// action. Returns which.
+    pub async fn session_end_idle(&self, silent_since: DateTime<Utc>, limit: u64) -> Result<Vec<SessionId>> {
+        let heard_of = track::Entity::find()
+            .select_only()
+            .column(track::Column::SessionId)
+            .filter(track::Column::LastReceivedAt.gte(silent_since))
+            .filter(Expr::col((track::Entity, track::Column::SessionId)).equals((session::Entity, session::Column::Id)))
+            .into_query();
+        let is_idle = Condition::all()
+            .add(session::Column::EndedAt.is_null())
+            .add(session::Column::CreatedAt.lt(silent_since))
+            .add(Expr::exists(heard_of).not());
+        let idle = session::Entity::find().filter(is_idle.clone()).limit(limit).all(&self.read).await?;
+        let ids: Vec<_> = idle.iter().map(|session| session.id).collect();
+        let tracks = tracks_of(&self.read, &ids).await?;
+        let mut ended = Vec::new();
+        for session in idle {
+            let of_session = tracks.get(&session.id).map(Vec::as_slice).unwrap_or_default();
+            let last_action_at = of_session.iter().filter_map(|track| track.last_action_at).max();
+            let update = session::Entity::update_many()
+                .col_expr(session::Column::EndedAt, Expr::value(last_action_at.unwrap_or(session.started_at)))
+                .col_expr(session::Column::EndReason, Expr::value(IDLE_END_REASON))
+                .filter(session::Column::Id.eq(session.id))
+                .filter(is_idle.clone());
+            if update.exec(&self.write).await?.rows_affected > 0 {
+                ended.push(SessionId::from_uuid(session.id));
+            }
+        }
+        Ok(ended)
+    }
+
+    /// Gives one session with its tracks.
+    pub async fn session_get(&self, id: SessionId) -> Result<Session> {
+        let row = session::Entity::find_by_id(id.as_uuid()).one(&self.read).await?.ok_or(Error::SessionNotFound)?;
+        let sessions = self.with_tracks(vec![row]).await?;
+        sessions.into_iter().next().ok_or(Error::SessionNotFound)
+    }
+
+    /// Whether a session has ended. None where there is no such session.
+    pub async fn session_is_ended(&self, id: SessionId) -> Result<Option<bool>> {
+        let row = session::Entity::find_by_id(id.as_uuid()).one(&self.read).await?;
+        Ok(row.map(|row| row.ended_at.is_some()))
+    }
+
+    /// Lists sessions, newest start first, those that come after the given one in this order. Uses the index
+    /// `sessions_user` where users are asked for, else `sessions_start`.
+    pub async fn session_list(
+        &self,
+        filter: &SessionFilter,
+        after: Option<SessionId>,
+        limit: u64,
+    ) -> Result<Vec<Session>> {
+        let mut condition = Condition::all();
+        if let Some(user) = &filter.user_id {
+            condition = condition.add(session::Column::UserId.eq(user));
+        }
+        if let Some(email) = &filter.email {
+            let users = user::Entity::find().select_only().column(user::Column::Id);
+            let users = users.filter(user::Column::Email.eq(email)).into_query();
+            condition = condition.add(session::Column::UserId.in_subquery(users));
+        }
+        if let Some(time) = filter.started_after {
+            condition = condition.add(session::Column::StartedAt.gte(time));
+        }
+        if let Some(time) = filter.started_before {
+            condition = condition.add(session::Column::StartedAt.lt(time));
+        }
+        if let Some(after) = after {
+            let columns = Expr::tuple([Expr::col(session::Column::StartedAt), Expr::col(session::Column::Id)]);
+            let values = Expr::tuple([Expr::value(after.started_at()), Expr::value(after.as_uuid())]);
+            condition = condition.add(columns.lt(values));
+        }
+        let rows = session::Entity::find()
+            .filter(condition)
+            .order_by_desc(session::Column::StartedAt)
+            .order_by_desc(session::Column::Id)
+            .limit(limit)
+            .all(&self.read)
+            .await?;
+        self.with_tracks(rows).await
+    }
+
+    async fn with_tracks(&self, rows: Vec<session::Model>) -> Result<Vec<Session>> {
+        let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
+        let mut tracks = if ids.is_empty() { Default::default() } else { tracks_of(&self.read, &ids).await? };
+        let sessions = rows.into_iter().map(|row| Session {
+            tracks: tracks.remove(&row.id).unwrap_or_default(),
+            id: SessionId::from_uuid(row.id),
+            user_id: row.user_id,
+            ended_at: row.ended_at,
+            end_reason: row.end_reason,
+            attributes: attributes_from_json(row.attributes),
+        });
+        Ok(sessions.collect())
+    }
+
+    /// Removes, then sets attributes of a session.
+    pub async fn session_update(
+        &self,
+        id: SessionId,
+        removed: &[String],
+        set: &Attributes,
+        max_attributes: usize,
+    ) -> Result<()> {
+        let mut attempts = Attempts::default();
+        loop {
+            match self.session_update_once(id, removed, set, max_attributes).await {
+                Ok(()) => return Ok(()),
+                Err(failure) => attempts.again_after(failure).await?,
+            }
+        }
+    }
+
+    async fn session_update_once(
+        &self,
+        id: SessionId,
+        removed: &[String],
+        set: &Attributes,
+        max_attributes: usize,
+    ) -> Result<(), Failure> {
+        let tx = self.begin().await?;
+        let stored = session::Entity::find_by_id(id.as_uuid()).lock(LockType::NoKeyUpdate).one(&tx).await?;
+        let stored = stored.ok_or(Error::SessionNotFound)?;
+        let mut attributes = attributes_from_json(stored.attributes);
+        attributes.retain(|key, _| !removed.contains(key));
+        attributes.extend(set.clone());
+        check_count(&attributes, max_attributes)?;
+        let changed = session::ActiveModel {
+            id: Set(id.as_uuid()),
+            attributes: Set(attributes_to_json(&attributes)),
+            ..Default::default()
+        };
+        changed.update(&tx).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Erases a session and its actions, and keeps its id so that nothing is stored under it again. Returns the number of
+    /// actions erased.
+    pub async fn session_erase(&self, id: SessionId, now: DateTime<Utc>) -> Result<i64> {
+        let mut attempts = Attempts::default();
+        loop {
+            match self.session_erase_once(id, now).await {
+                Ok(actions) => return Ok(actions),
+                Err(failure) => attempts.again_after(failure).await?,
+            }
+        }
+    }
+
+    async fn session_erase_once(&self, id: SessionId, now: DateTime<Utc>) -> Result<i64, Failure> {
+        let tx = self.begin().await?;
+        let uuid = id.as_uuid();
+        // The tracks' locks keep writers out until the session is gone; then its foreign key does.
+        let locked = track::Entity::find().filter(track::Column::SessionId.eq(uuid)).lock_exclusive().all(&tx).await?;
+        let actions = locked.iter().map(|track| track.last_seq).sum();
+        if session::Entity::delete_by_id(uuid).exec(&tx).await?.rows_affected == 0 {
+            return Err(Error::SessionNotFound.into());
+        }
+        let tombstone = tombstone::ActiveModel { session_id: Set(uuid), erased_at: Set(now) };
+        tombstone::Entity::insert(tombstone)
+            .on_conflict(OnConflict::column(tombstone::Column::SessionId).do_nothing().to_owned())
+            .exec_without_returning(&tx)
+            .await?;
+        action::Entity::delete_many().filter(action::Column::SessionId.eq(uuid)).exec(&tx).await?;
+        tx.commit().await?;
+        Ok(actions)
+    }
+
+    /// Erases a user and all of the user's sessions, one transaction a session. Broken off, it leaves whole sessions only,
+    /// and may be called again.
+    pub async fn user_erase(&self, user_id: &str, now: DateTime<Utc>) -> Result<Erased> {
+        self.user_get(user_id).await?;
+        let mut erased = Erased::default();
+        loop {
+            let sessions = session::Entity::find()
+                .filter(session::Column::UserId.eq(user_id))
+                .limit(ERASURE_STEP)
+                .all(&self.write)
+                .await?;
+            for session in &sessions {
+                match self.session_erase(SessionId::from_uuid(session.id), now).await {
+                    Ok(actions) => {
+                        erased.sessions += 1;
+                        erased.actions += actions;
+                    }
+                    // Somebody else erased it first.
+                    Err(Error::SessionNotFound) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            if sessions.is_empty() && self.user_delete_if_without_sessions(user_id).await? {
+                return Ok(erased);
+            }
+        }
+    }
+}
+
+/// The users among these who have sessions.
+pub(super) fn of_user(id: &str) -> SelectStatement {
+    session::Entity::find()
+        .select_only()
+        .column(session::Column::UserId)
+        .filter(session::Column::UserId.eq(id))
+        .into_query()
+}
+
+fn check_count(attributes: &Attributes, limit: usize) -> Result<()> {
+    let count = attributes.len();
+    if count > limit { Err(Error::TooManyAttributes { count, limit }) } else { Ok(()) }
+}
+
+async fn is_erased(tx: &DatabaseTransaction, id: SessionId) -> Result<bool, Failure> {
+    Ok(tombstone::Entity::find_by_id(id.as_uuid()).one(tx).await?.is_some())
+}
+
+/// Why a session is not there: it was erased, or it never was.
+pub(super) async fn absent(tx: &DatabaseTransaction, id: SessionId) -> Result<Error, Failure> {
+    Ok(if is_erased(tx, id).await? { Error::SessionErased } else { Error::SessionNotFound })
+}

@@ -1,0 +1,53 @@
+//! Queries about tracks.
+
+use std::collections::HashMap;
+
+use sea_orm::{ColumnTrait as _, ConnectionTrait, DbErr, EntityTrait as _, QueryFilter as _, QueryOrder as _};
+use uuid::Uuid;
+
+use super::{Store, entity::track};
+use crate::{
+    error::{Error, Result},
+    model::{SessionId, Track},
+};
+
+impl Store {
+    /// The tracks of a session by number, and whether it has ended.
+    pub async fn track_list(&self, session: SessionId) -> Result<(Vec<Track>, bool)> {
+        // The session first: what is committed before it ends is then in the tracks.
+        let ended = self.session_is_ended(session).await?.ok_or(Error::SessionNotFound)?;
+        let mut tracks = tracks_of(&self.read, &[session.as_uuid()]).await?;
+        Ok((tracks.remove(&session.as_uuid()).unwrap_or_default(), ended))
+    }
+}
+
+/// The tracks of these sessions, each session's by number.
+pub(super) async fn tracks_of(
+    connection: &impl ConnectionTrait,
+    sessions: &[Uuid],
+) -> Result<HashMap<Uuid, Vec<Track>>, DbErr> {
+    let rows = track::Entity::find()
+        .filter(track::Column::SessionId.is_in(sessions.iter().copied()))
+        .order_by_asc(track::Column::SessionId)
+        .order_by_asc(track::Column::Number)
+        .all(connection)
+        .await?;
+    let mut tracks: HashMap<Uuid, Vec<Track>> = HashMap::new();
+    for row in rows {
+        tracks.entry(row.session_id).or_default().push(from_row(row));
+    }
+    Ok(tracks)
+}
+
+fn from_row(row: track::Model) -> Track {
+    Track {
+        number: row.number,
+        source: row.source,
+        last_seq: row.last_seq,
+        accepted_count: row.accepted_count,
+        duplicate_count: row.duplicate_count,
+        rejected_count: row.rejected_count,
+        error_count: row.error_count,
+        last_action_at: row.last_action_at,
+    }
+}
