@@ -207,7 +207,7 @@ impl Drop for Line {
     fn drop(&mut self) {
         // Whoever goes away before the end does not wait for a status.
         let code = self.code.unwrap_or(Code::Cancelled);
-        let duration_ms = self.begun.elapsed().as_secs_f64() * 1e3;
+        let duration_ms = (self.begun.elapsed().as_secs_f64() * 1e6).round() / 1e3;
         let method = self.method.as_str();
         match code {
             Code::Internal | Code::Unknown | Code::DataLoss => {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    model::{Attributes, Erased, IDLE_END_REASON, Session, SessionEnd, SessionFilter, SessionId, SessionStart},
+    model::{Attributes, Erased, IDLE_END_REASON, Session, SessionEnd, SessionFilter, SessionId, SessionStart, Track},
 };
 
 /// How many of a user's sessions are erased between two looks at what is left.
@@ -109,10 +109,9 @@ impl Store {
             }
         }
         if stored.ended_at.is_none() || stored.end_reason.as_deref() == Some(IDLE_END_REASON) {
-            let last_action_at = tracks.iter().filter_map(|track| track.last_action_at).max();
             let ended = session::ActiveModel {
                 id: Set(id),
-                ended_at: Set(Some(end.ended_at.or(last_action_at).unwrap_or(stored.started_at))),
+                ended_at: Set(Some(end.ended_at.unwrap_or_else(|| default_end(&stored, &tracks)))),
                 end_reason: Set(Some(end.reason.clone())),
                 ..Default::default()
             };
@@ -141,9 +140,8 @@ impl Store {
         let mut ended = Vec::new();
         for session in idle {
             let of_session = tracks.get(&session.id).map(Vec::as_slice).unwrap_or_default();
-            let last_action_at = of_session.iter().filter_map(|track| track.last_action_at).max();
             let update = session::Entity::update_many()
-                .col_expr(session::Column::EndedAt, Expr::value(last_action_at.unwrap_or(session.started_at)))
+                .col_expr(session::Column::EndedAt, Expr::value(default_end(&session, of_session)))
                 .col_expr(session::Column::EndReason, Expr::value(IDLE_END_REASON))
                 .filter(session::Column::Id.eq(session.id))
                 .filter(is_idle.clone());
@@ -318,6 +316,12 @@ impl Store {
             }
         }
     }
+}
+
+/// When a session has ended, where nobody says: with its last action, and not before its start.
+fn default_end(session: &session::Model, tracks: &[Track]) -> DateTime<Utc> {
+    let last_action_at = tracks.iter().filter_map(|track| track.last_action_at).max();
+    std::cmp::max(session.started_at, last_action_at.unwrap_or(session.started_at))
 }
 
 /// The users among these who have sessions.

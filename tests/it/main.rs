@@ -1,0 +1,23 @@
+//! Everything the service promises, tested from outside through gRPC, each behaviour on SQLite and on PostgreSQL.
+//!
+//! `tests/run` starts the PostgreSQL and says where it is; without it these tests fail.
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    clippy::print_stderr
+)]
+// A test reads top to bottom.
+#![allow(clippy::too_many_lines)]
+
+mod harness;
+
+mod migrations;
+mod play;
+mod record;
+mod serve;
+mod sessions;
+mod users;

@@ -1,0 +1,100 @@
+//! Users.
+
+use reel::proto::{DeleteUserRequest, GetUserRequest, ListUsersRequest, SessionStart, UpsertUserRequest, User};
+use tonic::Code;
+
+use crate::{
+    harness::{Backend, Reel, batch, clicks, reason, start, user},
+    on_both_databases,
+};
+
+on_both_databases!(
+    a_user_is_created_then_brought_up_to_date_field_by_field,
+    users_are_listed_by_id_page_by_page_and_by_email,
+    deleting_a_user_erases_its_sessions_and_nothing_else,
+    a_user_row_deleted_in_plain_sql_takes_its_sessions_and_actions_along,
+);
+
+async fn a_user_is_created_then_brought_up_to_date_field_by_field(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let first = User { attributes: [("plan".to_owned(), "free".to_owned())].into(), ..user("ada", "Ada@Example.com") };
+    let request = UpsertUserRequest { user: Some(first) };
+    let created = reel.users().upsert_user(request).await.unwrap().into_inner().user.unwrap();
+    assert_eq!(created.email, "ada@example.com");
+    let second =
+        User { name: "Ada".to_owned(), attributes: [("team".to_owned(), "x".to_owned())].into(), ..user("ada", "") };
+    reel.users().upsert_user(UpsertUserRequest { user: Some(second) }).await.unwrap();
+    let got = reel.users().get_user(GetUserRequest { user_id: "ada".to_owned() }).await.unwrap();
+    let got = got.into_inner().user.unwrap();
+    assert_eq!((got.email.as_str(), got.name.as_str()), ("ada@example.com", "Ada"));
+    assert_eq!(got.attributes.len(), 2);
+    assert_eq!(got.create_time, created.create_time);
+
+    let unknown = reel.users().get_user(GetUserRequest { user_id: "bob".to_owned() }).await.unwrap_err();
+    assert_eq!((unknown.code(), reason(&unknown).as_str()), (Code::NotFound, "USER_NOT_FOUND"));
+}
+
+async fn users_are_listed_by_id_page_by_page_and_by_email(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    for number in 0..7 {
+        let email = if number % 2 == 0 { "even@example.com" } else { "odd@example.com" };
+        let request = UpsertUserRequest { user: Some(user(&format!("user-{number}"), email)) };
+        reel.users().upsert_user(request).await.unwrap();
+    }
+    for page_size in [1, 2, 6, 7, 8] {
+        let mut seen = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = ListUsersRequest { page_size, page_token, email: String::new() };
+            let page = reel.users().list_users(request).await.unwrap().into_inner();
+            seen.extend(page.users.into_iter().map(|user| user.id));
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        let expected: Vec<_> = (0..7).map(|number| format!("user-{number}")).collect();
+        assert_eq!(seen, expected, "pages of {page_size}");
+    }
+    let request = ListUsersRequest { email: "EVEN@example.com".to_owned(), ..Default::default() };
+    assert_eq!(reel.users().list_users(request).await.unwrap().into_inner().users.len(), 4);
+}
+
+async fn deleting_a_user_erases_its_sessions_and_nothing_else(backend: Backend) {
+    let (reel, database) = Reel::start(backend).await;
+    let mut ids = Vec::new();
+    for id in ["ada", "ada", "bob"] {
+        let started = SessionStart { user: Some(user(id, "")), ..Default::default() };
+        let receipts = reel.record(vec![start("", started), batch("", "", 1, clicks(0..3))]).await.unwrap().receipts;
+        ids.push(receipts[0].session_id.clone());
+    }
+    let request = DeleteUserRequest { user_id: "ada".to_owned() };
+    let erased = reel.users().delete_user(request.clone()).await.unwrap().into_inner();
+    assert_eq!((erased.erased_session_count, erased.erased_action_count), (2, 6));
+    for id in &ids[..2] {
+        assert_eq!(reel.get(id).await.unwrap_err().code(), Code::NotFound);
+        let late = reel.append(id, "", 4, clicks(3..4)).await.unwrap_err();
+        assert_eq!((late.code(), reason(&late).as_str()), (Code::FailedPrecondition, "SESSION_ERASED"));
+    }
+    assert_eq!(reel.play_all(&ids[2]).await.len(), 3);
+    assert_eq!(database.number("SELECT count(*) FROM actions").await, 3);
+    assert_eq!(database.number("SELECT count(*) FROM users").await, 1);
+    let again = reel.users().delete_user(request).await.unwrap_err();
+    assert_eq!(reason(&again), "USER_NOT_FOUND");
+}
+
+async fn a_user_row_deleted_in_plain_sql_takes_its_sessions_and_actions_along(backend: Backend) {
+    let (reel, database) = Reel::start(backend).await;
+    let mut ids = Vec::new();
+    for id in ["ada", "bob"] {
+        let started = SessionStart { user: Some(user(id, "")), ..Default::default() };
+        let receipts = reel.record(vec![start("", started), batch("", "", 1, clicks(0..3))]).await.unwrap().receipts;
+        ids.push(receipts[0].session_id.clone());
+    }
+    database.execute("DELETE FROM users WHERE id = 'ada'").await;
+    assert_eq!(database.number("SELECT count(*) FROM actions").await, 3);
+    assert_eq!(database.number("SELECT count(*) FROM tracks").await, 1);
+    let late = reel.append(&ids[0], "", 4, clicks(3..4)).await.unwrap_err();
+    assert_eq!(reason(&late), "SESSION_ERASED");
+    assert_eq!(reel.play_all(&ids[1]).await.len(), 3);
+}
