@@ -51,7 +51,7 @@ pub async fn run(
     let stop = drain.clone().drop_guard();
     let writes = TaskTracker::new();
     let changes = Arc::new(Changes::default());
-    let (health, health_service) = Health::new(store.clone());
+    let (health, health_service) = Health::new(store.clone()).await;
     let writer = Writer::new(store.clone(), Arc::clone(&changes), args.limits, writes.clone());
     let services = Services {
         store: store.clone(),

@@ -51,10 +51,13 @@ pub(super) struct Health {
 }
 
 impl Health {
-    pub(super) fn new(store: Store) -> (Self, HealthService) {
+    /// Says NOT_SERVING from the first request on; the reporter by itself begins with SERVING.
+    pub(super) async fn new(store: Store) -> (Self, HealthService) {
         let reporter = HealthReporter::new();
         let service = HealthServer::new(Reporter::from_health_reporter(reporter.clone()));
-        (Self { store, reporter, prepared: Arc::default() }, service)
+        let health = Self { store, reporter, prepared: Arc::default() };
+        health.set_not_serving().await;
+        (health, service)
     }
 
     /// Becomes true once the database is migrated, and stays so.
@@ -74,7 +77,6 @@ impl Health {
 
     /// Makes the database ready, for as long as that takes. Fails if waiting cannot help.
     pub(super) async fn prepare(&self) -> Result<(), Unfit> {
-        self.set_not_serving().await;
         loop {
             match self.store.prepare().await {
                 Ok(()) => break,
