@@ -171,10 +171,13 @@ impl Reel {
     }
 
     pub async fn wait_until_serving(&self) {
-        eventually("the service is ready", async || {
-            self.health().await == tonic_health::pb::health_check_response::ServingStatus::Serving
-        })
-        .await;
+        // Not by `eventually`: tests wait for this in tasks of their own, and futures of async closures are not Send.
+        let wait = async {
+            while self.health().await != tonic_health::pb::health_check_response::ServingStatus::Serving {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), wait).await.expect("the service is ready");
     }
 
     pub async fn health(&self) -> tonic_health::pb::health_check_response::ServingStatus {

@@ -17,6 +17,7 @@ mod harness;
 
 mod migrations;
 mod play;
+mod random_clients;
 mod record;
 mod serve;
 mod sessions;
