@@ -4,7 +4,7 @@ use std::{env, net::SocketAddr, time::Duration};
 
 use clap::Parser;
 use reel::{
-    config::{DatabaseUrl, ServiceArgs},
+    config::ServiceArgs,
     proto::{
         self, Action, ActionBatch, RecordActionsRequest, RecordActionsResponse, SessionEnd, SessionReceipt,
         SessionStart, StreamActionsRequest, TrackReceipt, User, ingest_service_client::IngestServiceClient,
@@ -76,10 +76,6 @@ impl TestDatabase {
         administer(&server, &format!("CREATE DATABASE {name}")).await;
         let url = format!("{}/{name}", server.rsplit_once('/').unwrap().0);
         Self { url, _folder: None, name: Some(name) }
-    }
-
-    pub fn database_url(&self) -> DatabaseUrl {
-        self.url.parse().unwrap()
     }
 
     /// A connection past the service, for looking and meddling.
