@@ -40,7 +40,7 @@ impl Cli {
         match self.command.unwrap_or_else(|| Command::Serve(Box::new(self.serve))) {
             Command::Serve(args) => {
                 log_at("info");
-                serve::serve(*args).await
+                Box::pin(serve::serve(*args)).await
             }
             Command::Migrate(args) => {
                 log_at("info");

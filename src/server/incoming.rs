@@ -106,12 +106,15 @@ impl AsyncWrite for Connection {
         let lingering = this.lingering.get_or_insert_with(|| Box::pin(sleep(LINGER_FOR)));
         let mut bytes = [0; 8 << 10];
         loop {
+            if lingering.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
             let mut buffer = ReadBuf::new(&mut bytes);
             match Pin::new(&mut this.stream).poll_read(cx, &mut buffer) {
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
                 // The peer has said its last word too, or is gone.
                 Poll::Ready(_) => return Poll::Ready(Ok(())),
-                Poll::Pending => return lingering.as_mut().poll(cx).map(Ok),
+                Poll::Pending => return Poll::Pending,
             }
         }
     }

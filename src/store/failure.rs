@@ -159,7 +159,10 @@ impl From<DbErr> for Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        let code = error.as_database_error().and_then(|inner| inner.code()).unwrap_or_default();
+        let code = match &error {
+            sqlx::Error::Database(inner) => inner.code().unwrap_or_default(),
+            _ => "driver".into(),
+        };
         Cause::of_sqlx(&error).report(&code)
     }
 }

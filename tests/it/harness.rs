@@ -157,10 +157,10 @@ impl Reel {
         let args = service_args(arguments);
         let served = store.clone();
         let serving = tokio::spawn(async move {
-            server::run(listener, served, &args, async {
+            let shutdown = async {
                 let _ = shutdown.await;
-            })
-            .await
+            };
+            Box::pin(server::run(listener, served, &args, shutdown)).await
         });
         let channel = connect(address).await;
         Self { address, channel, store, shut_down: Some(shut_down), serving }
@@ -395,5 +395,5 @@ pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(Duration::from_mins(1), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
 }

@@ -156,8 +156,8 @@ async fn other_content_under_a_stored_seq_is_a_conflict_and_not_stored(backend: 
     let before = reel.play_all(&id).await;
     let mut changed = clicks(0..6);
     changed[0].target.push('!');
-    changed[1].r#type = "tap".to_owned();
-    changed[2].data = r#"{"at":2000}"#.to_owned();
+    changed[1].r#type = "tap".into();
+    changed[2].data = r#"{"at":2000}"#.into();
     changed[3].timestamp = Some(timestamp(NOON_MS - 86_400_000));
     changed[4].data.clear();
     let receipt = reel.append(&id, "", 1, changed).await.unwrap();
@@ -217,7 +217,7 @@ async fn rejected_actions_leave_a_placeholder_and_harm_nobody(backend: Backend) 
     let (reel, _database) = Reel::start(backend).await;
     let id = reel.start_session().await;
     let mut actions = clicks(0..5);
-    actions[1].data = "{secret".to_owned();
+    actions[1].data = "{secret".into();
     actions[3].timestamp = None;
     let receipt = reel.append(&id, "", 1, actions.clone()).await.unwrap();
     assert_eq!((receipt.committed_seq, receipt.accepted_count, receipt.rejected_count), (5, 3, 2));
@@ -238,8 +238,8 @@ async fn rejected_actions_leave_a_placeholder_and_harm_nobody(backend: Backend) 
     // Sent again, rejected actions are known; other content in their place is a conflict.
     let receipt = reel.append(&id, "", 1, actions.clone()).await.unwrap();
     assert_eq!((receipt.duplicate_count, receipt.rejected_count), (5, 0));
-    actions[1].data = "{other".to_owned();
-    actions[3].data = "{}".to_owned();
+    actions[1].data = "{other".into();
+    actions[3].data = "{}".into();
     let receipt = reel.append(&id, "", 1, actions).await.unwrap();
     assert_eq!((receipt.duplicate_count, receipt.rejected_count), (3, 2));
 }
