@@ -3,9 +3,11 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod client;
+mod demo;
 mod import;
 mod play;
 mod serve;
+mod signals;
 mod time;
 
 use std::{error::Error, process::ExitCode};
@@ -13,7 +15,7 @@ use std::{error::Error, process::ExitCode};
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use self::{import::ImportArgs, play::PlayArgs};
+use self::{demo::DemoArgs, import::ImportArgs, play::PlayArgs};
 use crate::config::{DatabaseArgs, ServeArgs};
 
 /// Why a subcommand failed, for people.
@@ -41,6 +43,8 @@ enum Command {
     Import(ImportArgs),
     /// Prints a session as JSON Lines, for reading and for `reel import`
     Play(PlayArgs),
+    /// Records a real visit to a web application and plays it back, to see what Reel does
+    Demo(DemoArgs),
 }
 
 impl Cli {
@@ -62,6 +66,10 @@ impl Cli {
             Command::Play(args) => {
                 log_at("warn");
                 play::play(args).await
+            }
+            Command::Demo(args) => {
+                log_at("warn");
+                demo::demo(args).await
             }
         }
     }

@@ -74,26 +74,28 @@ impl Patience {
         self.pause = FIRST_PAUSE;
     }
 
-    /// Waits before the next attempt, and tells people once that it does. Gives the status back where trying again does not
-    /// help, or did not for too long.
-    pub(super) async fn wait(&mut self, status: Status, tell: impl FnOnce(&str)) -> Result<(), Status> {
-        if !is_passing(&status) {
-            return Err(status);
+    /// Waits before the next attempt, and tells people once that it does. Fails, with what people should know of it, where
+    /// trying again does not help, or did not for too long.
+    pub(super) async fn wait(&mut self, status: &Status, tell: impl FnOnce(&str)) -> Result<(), String> {
+        let mut reason = describe(status);
+        if !is_passing(status) {
+            return Err(reason);
         }
+        reason = format!("{}: {reason}", self.url);
         let failing_for = match self.failing_since {
             Some(since) => since.elapsed(),
             None => {
                 self.failing_since = Some(Instant::now());
                 if !self.retry_for.is_zero() {
-                    let (reason, retry_for) = (describe(&status), humantime::format_duration(self.retry_for));
-                    tell(&format!("{}: {reason}; trying again for up to {retry_for}", self.url));
+                    let retry_for = humantime::format_duration(self.retry_for);
+                    tell(&format!("{reason}; trying again for up to {retry_for}"));
                 }
                 Duration::ZERO
             }
         };
         let left = self.retry_for.saturating_sub(failing_for);
         if left.is_zero() {
-            return Err(status);
+            return Err(reason);
         }
         // Many clients that lost the same server do not all come back at the same time.
         let pause = self.pause.mul_f64(rand::rng().random_range(0.5..1.0));
@@ -110,7 +112,7 @@ fn is_passing(status: &Status) -> bool {
 }
 
 /// What a status says, for people.
-pub(super) fn describe(status: &Status) -> String {
+fn describe(status: &Status) -> String {
     let Some(mut cause) = status.source() else {
         return if status.message().is_empty() { status.code().to_string() } else { status.message().to_owned() };
     };
@@ -133,20 +135,20 @@ mod tests {
         let mut patience = patience(Duration::from_secs(30));
         let mut told = 0;
         for _ in 0..5 {
-            let waited = patience.wait(Status::unavailable("away"), |_| told += 1).await;
+            let waited = patience.wait(&Status::unavailable("away"), |_| told += 1).await;
             assert!(waited.is_ok());
         }
         assert_eq!(told, 1);
         patience.progress();
-        assert!(patience.wait(Status::unavailable("away"), |_| told += 1).await.is_ok());
+        assert!(patience.wait(&Status::unavailable("away"), |_| told += 1).await.is_ok());
         assert_eq!(told, 2);
     }
 
     #[tokio::test]
     async fn what_does_not_pass_or_takes_too_long_ends_it() {
-        let refused = patience(Duration::from_secs(30)).wait(Status::aborted("gap"), |_| {}).await;
-        assert_eq!(refused.map_err(|status| status.code()), Err(Code::Aborted));
-        let given_up = patience(Duration::ZERO).wait(Status::unavailable("away"), |_| {}).await;
-        assert_eq!(given_up.map_err(|status| status.code()), Err(Code::Unavailable));
+        let refused = patience(Duration::from_secs(30)).wait(&Status::aborted("gap"), |_| {}).await;
+        assert_eq!(refused, Err("gap".to_owned()));
+        let given_up = patience(Duration::ZERO).wait(&Status::unavailable("away"), |_| {}).await;
+        assert_eq!(given_up, Err("http://reel: away".to_owned()));
     }
 }

@@ -33,6 +33,7 @@ pub(in crate::cli) struct Entry<'a> {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an action, as a JSON object")]
 struct Line<'a> {
     #[serde(borrow)]
     session: Cow<'a, str>,
@@ -49,7 +50,7 @@ struct Line<'a> {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "`user` must be an id, or an object with one and texts")]
 enum LineUser {
     Id(String),
     User {
@@ -93,6 +94,7 @@ impl<'a> Entry<'a> {
     /// Takes an rrweb event of the session of this name, whose first event is `first`. Says for people what is wrong with it.
     pub(in crate::cli) fn from_rrweb(session: &'a str, first: &'a str, event: &RawValue) -> Result<Self, String> {
         #[derive(Deserialize)]
+        #[serde(expecting = "an rrweb event, as a JSON object")]
         struct Event<'a> {
             #[serde(borrow)]
             timestamp: &'a RawValue,

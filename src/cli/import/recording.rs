@@ -132,10 +132,11 @@ fn read_lines(mut reader: impl BufRead, label: &str, lines_before: u64, take: &m
             _ if line.ends_with(b"\n") || (line.len() as u64) < MAX_LINE_BYTES => {}
             _ => return Err(format!("{place}: longer than {} MiB", MAX_LINE_BYTES >> 20).into()),
         }
-        if line.trim_ascii().is_empty() {
+        let line = line.trim_ascii_end();
+        if line.is_empty() {
             continue;
         }
-        let entry = Entry::from_line(&line).map_err(|fault| format!("{place}: {fault}"))?;
+        let entry = Entry::from_line(line).map_err(|fault| format!("{place}: {fault}"))?;
         take(entry, &place)?;
     }
     Ok(())

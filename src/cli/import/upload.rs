@@ -10,7 +10,7 @@ use tonic::{Status, transport::Channel};
 use crate::{
     cli::{
         Failure,
-        client::{Patience, Service, describe},
+        client::{Patience, Service},
     },
     proto::{
         SessionReceipt, StreamActionsRequest, ingest_service_client::IngestServiceClient, stream_actions_request::Event,
@@ -51,8 +51,8 @@ impl Upload {
     ) -> Result<(), Failure> {
         loop {
             let Err(status) = self.stream(&mut take).await else { return Ok(()) };
-            if let Err(status) = self.patience.wait(status, &tell).await {
-                return Err(self.failure(&status));
+            if let Err(reason) = self.patience.wait(&status, &tell).await {
+                return Err(self.failure(&reason));
             }
         }
     }
@@ -93,8 +93,7 @@ impl Upload {
     }
 
     /// Says which message could not be stored: receipts come in order, so it is the oldest without one.
-    fn failure(&self, status: &Status) -> Failure {
-        let reason = describe(status);
+    fn failure(&self, reason: &str) -> Failure {
         let Some(message) = self.unacknowledged.front() else { return reason.into() };
         let session = &message.session_id;
         match &message.event {

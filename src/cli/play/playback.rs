@@ -7,7 +7,7 @@ use tonic::{Status, Streaming, transport::Channel};
 use crate::{
     cli::{
         Failure,
-        client::{MAX_MESSAGE_BYTES, Patience, Service, describe},
+        client::{MAX_MESSAGE_BYTES, Patience, Service},
     },
     proto::{
         Action, PlaySessionRequest, PlaySessionResponse, play_session_request::Begin, play_session_response::Event,
@@ -54,7 +54,7 @@ impl Playback {
             if self.stream.take().is_some() && self.opened_at.elapsed() > WELL_AFTER {
                 self.patience.progress();
             }
-            self.patience.wait(status, &tell).await.map_err(|status| describe(&status))?;
+            self.patience.wait(&status, &tell).await?;
         }
     }
 
