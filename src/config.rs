@@ -193,6 +193,9 @@ pub struct ClientArgs {
     /// The service's URL
     #[arg(long, env = "REEL_SERVER", default_value = "http://127.0.0.1:50051", value_name = "URL")]
     pub server: String,
+    /// How long to try again when the service or its database is away, since anything last went well
+    #[arg(long, env = "REEL_RETRY_FOR", default_value = "30s", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub retry_for: Duration,
 }
 
 #[cfg(test)]

@@ -1,11 +1,8 @@
 //! `reel serve` and `reel migrate`.
 
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::net::TcpListener;
 
-use super::Failure;
+use super::{Failure, signals::Signals};
 use crate::{
     config::{DatabaseArgs, ServeArgs},
     server,
@@ -18,13 +15,7 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), Failure> {
     let listener =
         TcpListener::bind(args.listen).await.map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
     tracing::info!(address = %listener.local_addr()?, database = %args.database.database_url, "listening");
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut signalled = async move || {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
+    let mut signals = Signals::new()?;
     let (shut_down, shutdown) = tokio::sync::oneshot::channel::<()>();
     let shutdown = async {
         let _ = shutdown.await;
@@ -32,9 +23,9 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), Failure> {
     tokio::select! {
         served = server::run(listener, store, &args.service, shutdown) => Ok(served?),
         () = async {
-            signalled().await;
+            signals.next().await;
             let _ = shut_down.send(());
-            signalled().await;
+            signals.next().await;
         } => Err("ended at once by a second signal".into()),
     }
 }
