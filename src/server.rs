@@ -61,7 +61,7 @@ pub async fn run(
         drain: drain.clone(),
     };
     let intake = Intake::new(args.ingest_buffer_mib, args.limits.max_message_bytes, args.upload_stall_timeout);
-    let layer = RpcLayer::new(intake, health.readiness(), args.limits.max_message_bytes);
+    let layer = RpcLayer::new(intake, health.readiness(), drain.clone(), args.limits.max_message_bytes);
     let router = builder().layer(layer).add_routes(routes(&services, health_service));
     let incoming = incoming::accept(listener, args.max_connections);
     let serving = router.serve_with_incoming_shutdown(incoming, drain.clone().cancelled_owned());

@@ -8,7 +8,7 @@ use reel::{
         playback_service_client::PlaybackServiceClient, session_service_client::SessionServiceClient,
     },
     server::ServeError,
-    store::Unfit,
+    store::{Store, Unfit},
 };
 use tokio::{
     io::AsyncReadExt as _,
@@ -248,6 +248,32 @@ async fn what_was_recorded_is_there_after_a_restart(backend: Backend) {
     assert_eq!(reel.play_all(&id).await, before);
     reel.append(&id, "", 101, clicks(100..101)).await.unwrap();
     assert!(reel.send(end(&id, SessionEnd::default())).await.unwrap().ended);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_watches_health_is_told_of_the_end_and_does_not_hold_it_up() {
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let mut reel = Reel::start_on(&database, &[]).await;
+    let mut client = tonic_health::pb::health_client::HealthClient::new(reel.channel.clone());
+    let request = tonic_health::pb::HealthCheckRequest { service: "reel.v1.IngestService".to_owned() };
+    let mut watch = client.watch(request).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    reel.begin_shutdown();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    assert_eq!(reason(&watch.message().await.unwrap_err()), "DRAINING");
+    drop((watch, client));
+    reel.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_file_that_cannot_be_made_is_not_waited_for() {
+    let url = "sqlite:///no/such/folder/reel.db".parse().unwrap();
+    let opened = Store::open(&url, 4).await;
+    let refused = match opened {
+        Ok(store) => store.prepare().await.unwrap_err(),
+        Err(refused) => refused,
+    };
+    assert!(matches!(refused, Unfit::Denied), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
