@@ -27,7 +27,7 @@ use super::{
     signals::Signals,
 };
 use crate::{
-    config::{ClientArgs, DatabaseUrl, ServiceArgs},
+    config::{ClientArgs, GivenUrl, ServiceArgs},
     model::SessionId,
     proto::{Action, PlaySessionRequest},
     server,
@@ -60,7 +60,7 @@ pub(super) struct DemoArgs {
     listen: Option<SocketAddr>,
     /// Where the demo's session is kept [default: a temporary SQLite file, removed at the end]
     #[arg(long, value_name = "URL")]
-    database_url: Option<DatabaseUrl>,
+    database_url: Option<GivenUrl>,
 }
 
 /// Runs the demo, until it is over or a signal ends it.
@@ -71,7 +71,10 @@ pub(super) async fn demo(args: DemoArgs) -> Result<(), Failure> {
     // Removed when this function ends: after the service.
     let folder = TempDir::with_prefix("reel-demo-")?;
     let (url, place) = match args.database_url {
-        Some(url) => (url.clone(), url.to_string()),
+        Some(given) => {
+            let url = given.check()?;
+            (url.clone(), url.to_string())
+        }
         None => (format!("sqlite://{}/reel.db", folder.path().display()).parse()?, "a temporary file".to_owned()),
     };
     println!("Reel listens on {address} and keeps its sessions in {place}.");

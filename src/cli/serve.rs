@@ -11,10 +11,11 @@ use crate::{
 
 /// Serves until SIGTERM or SIGINT, then drains. A second signal ends it at once.
 pub(super) async fn serve(args: ServeArgs) -> Result<(), Failure> {
-    let store = Store::open(&args.database.database_url, args.database.database_connections).await?;
+    let url = args.database.database_url.check()?;
+    let store = Store::open(&url, args.database.database_connections).await?;
     let listener =
         TcpListener::bind(args.listen).await.map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
-    tracing::info!(address = %listener.local_addr()?, database = %args.database.database_url, "listening");
+    tracing::info!(address = %listener.local_addr()?, database = %url, "listening");
     let mut signals = Signals::new()?;
     let (shut_down, shutdown) = tokio::sync::oneshot::channel::<()>();
     let shutdown = async {
@@ -32,9 +33,10 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), Failure> {
 
 /// Brings the schema up to date.
 pub(super) async fn migrate(args: DatabaseArgs) -> Result<(), Failure> {
-    let store = Store::open(&args.database_url, args.database_connections).await?;
+    let url = args.database_url.check()?;
+    let store = Store::open(&url, args.database_connections).await?;
     store.prepare().await?;
     store.close().await;
-    println!("{} is up to date", args.database_url);
+    println!("{url} is up to date");
     Ok(())
 }
