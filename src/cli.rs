@@ -2,13 +2,20 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod client;
+mod demo;
+mod import;
+mod play;
 mod serve;
+mod signals;
+mod time;
 
 use std::{error::Error, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use self::{demo::DemoArgs, import::ImportArgs, play::PlayArgs};
 use crate::config::{DatabaseArgs, ServeArgs};
 
 /// Why a subcommand failed, for people.
@@ -32,6 +39,12 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Brings the database's schema up to date, and exits
     Migrate(DatabaseArgs),
+    /// Sends recordings to a running service
+    Import(ImportArgs),
+    /// Prints a session as JSON Lines, for reading and for `reel import`
+    Play(PlayArgs),
+    /// Records a real visit to a web application and plays it back, to see what Reel does
+    Demo(DemoArgs),
 }
 
 impl Cli {
@@ -40,11 +53,23 @@ impl Cli {
         match self.command.unwrap_or_else(|| Command::Serve(Box::new(self.serve))) {
             Command::Serve(args) => {
                 log_at("info");
-                serve::serve(*args).await
+                Box::pin(serve::serve(*args)).await
             }
             Command::Migrate(args) => {
                 log_at("info");
                 serve::migrate(args).await
+            }
+            Command::Import(args) => {
+                log_at("warn");
+                import::import(args).await
+            }
+            Command::Play(args) => {
+                log_at("warn");
+                play::play(args).await
+            }
+            Command::Demo(args) => {
+                log_at("warn");
+                demo::demo(args).await
             }
         }
     }

@@ -28,13 +28,13 @@ impl DatabaseUrl {
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidDatabaseUrl {
     /// Neither PostgreSQL nor SQLite.
-    #[error("must begin with postgres:// or sqlite://")]
+    #[error("the database URL must begin with postgres:// or sqlite://")]
     UnknownScheme,
     /// Sessions would be lost with the process, and every connection would have a database of its own.
     #[error("an in-memory database cannot keep sessions; name a file, as in sqlite://reel.db")]
     InMemory,
     /// The driver does not understand it.
-    #[error("malformed; expected postgres://user:password@host:port/database or sqlite://path")]
+    #[error("the database URL is malformed; expected postgres://user:password@host:port/database or sqlite://path")]
     Malformed,
 }
 
@@ -73,6 +73,30 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
+/// A database's URL as it was given. It is checked only when it is used: the parser of arguments would print a wrong one,
+/// password and all.
+#[derive(Clone)]
+pub struct GivenUrl(String);
+
+impl GivenUrl {
+    /// Checks it.
+    pub fn check(&self) -> Result<DatabaseUrl, InvalidDatabaseUrl> {
+        self.0.parse()
+    }
+}
+
+impl From<String> for GivenUrl {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for GivenUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GivenUrl")
+    }
+}
+
 /// Which database.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseArgs {
@@ -84,7 +108,7 @@ pub struct DatabaseArgs {
         value_name = "URL",
         hide_env_values = true
     )]
-    pub database_url: DatabaseUrl,
+    pub database_url: GivenUrl,
     /// Connections to the database for writing, and as many for reading (SQLite has one writer)
     #[arg(long, env = "REEL_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1000))]
     pub database_connections: u32,
@@ -193,6 +217,9 @@ pub struct ClientArgs {
     /// The service's URL
     #[arg(long, env = "REEL_SERVER", default_value = "http://127.0.0.1:50051", value_name = "URL")]
     pub server: String,
+    /// How long to try again when the service or its database is away, since anything last went well
+    #[arg(long, env = "REEL_RETRY_FOR", default_value = "30s", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub retry_for: Duration,
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ mod health;
 mod incoming;
 mod layer;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -61,8 +61,8 @@ pub async fn run(
         drain: drain.clone(),
     };
     let intake = Intake::new(args.ingest_buffer_mib, args.limits.max_message_bytes, args.upload_stall_timeout);
-    let layer = RpcLayer::new(intake, health.readiness(), args.limits.max_message_bytes);
-    let router = builder().layer(layer).add_routes(routes(services, health_service));
+    let layer = RpcLayer::new(intake, health.readiness(), drain.clone(), args.limits.max_message_bytes);
+    let router = builder().layer(layer).add_routes(routes(&services, health_service));
     let incoming = incoming::accept(listener, args.max_connections);
     let serving = router.serve_with_incoming_shutdown(incoming, drain.clone().cancelled_owned());
 
@@ -116,11 +116,11 @@ fn builder() -> Server {
         .initial_stream_window_size(1 << 20)
         // Several times a stream's, so that one upload that nobody reads does not hold up the others of its connection.
         .initial_connection_window_size(8 << 20)
-        .http2_keepalive_interval(Some(std::time::Duration::from_secs(60)))
-        .http2_keepalive_timeout(Some(std::time::Duration::from_secs(20)))
+        .http2_keepalive_interval(Some(Duration::from_mins(1)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
 }
 
-fn routes(services: Services, health: health::HealthService) -> Routes {
+fn routes(services: &Services, health: health::HealthService) -> Routes {
     let limit = services.limits.max_message_bytes;
     macro_rules! configured {
         ($server:ident) => {

@@ -59,8 +59,7 @@ impl Store {
         } else {
             (postgres_options(url, connections.max(2)), postgres_options(url, connections.max(2)))
         };
-        let open = async |options| Database::connect(options).await.map_err(|_| Unfit::MalformedUrl);
-        let (write, read) = (open(write).await?, open(read).await?);
+        let (write, read) = (Database::connect(write).await?, Database::connect(read).await?);
         let backend = write.get_database_backend();
         Ok(Self { write, read, backend, known_partitions: Arc::default() })
     }

@@ -1,11 +1,8 @@
 //! `reel serve` and `reel migrate`.
 
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::net::TcpListener;
 
-use super::Failure;
+use super::{Failure, signals::Signals};
 use crate::{
     config::{DatabaseArgs, ServeArgs},
     server,
@@ -14,17 +11,12 @@ use crate::{
 
 /// Serves until SIGTERM or SIGINT, then drains. A second signal ends it at once.
 pub(super) async fn serve(args: ServeArgs) -> Result<(), Failure> {
-    let store = Store::open(&args.database.database_url, args.database.database_connections).await?;
+    let url = args.database.database_url.check()?;
+    let store = Store::open(&url, args.database.database_connections).await?;
     let listener =
         TcpListener::bind(args.listen).await.map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
-    tracing::info!(address = %listener.local_addr()?, database = %args.database.database_url, "listening");
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut signalled = async move || {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
+    tracing::info!(address = %listener.local_addr()?, database = %url, "listening");
+    let mut signals = Signals::new()?;
     let (shut_down, shutdown) = tokio::sync::oneshot::channel::<()>();
     let shutdown = async {
         let _ = shutdown.await;
@@ -32,18 +24,19 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), Failure> {
     tokio::select! {
         served = server::run(listener, store, &args.service, shutdown) => Ok(served?),
         () = async {
-            signalled().await;
+            signals.next().await;
             let _ = shut_down.send(());
-            signalled().await;
+            signals.next().await;
         } => Err("ended at once by a second signal".into()),
     }
 }
 
 /// Brings the schema up to date.
 pub(super) async fn migrate(args: DatabaseArgs) -> Result<(), Failure> {
-    let store = Store::open(&args.database_url, args.database_connections).await?;
+    let url = args.database_url.check()?;
+    let store = Store::open(&url, args.database_connections).await?;
     store.prepare().await?;
     store.close().await;
-    println!("{} is up to date", args.database_url);
+    println!("{url} is up to date");
     Ok(())
 }

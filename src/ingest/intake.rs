@@ -240,7 +240,7 @@ mod tests {
     async fn all_bytes_come_through_however_they_are_cut_and_each_message_has_a_permit() {
         let whole: Vec<u8> = [0, 1, 3_000, 5].into_iter().flat_map(message).collect();
         for size in [1, 2, 4, 5, 6, 7, 100, whole.len()] {
-            let intake = Intake::new(1, 4_000, Duration::from_secs(60));
+            let intake = Intake::new(1, 4_000, Duration::from_mins(1));
             let chunks = whole.chunks(size).map(Bytes::copy_from_slice).collect();
             let (mut body, permits) = intake.admit(Chunks(chunks));
             let mut seen = Vec::new();
@@ -255,7 +255,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_waits_until_those_before_it_are_done_with() {
-        let intake = Intake::new(1, 1 << 20, Duration::from_secs(60));
+        let intake = Intake::new(1, 1 << 20, Duration::from_mins(1));
         let chunks = || Chunks([Bytes::from(message(600 << 10))].into());
         let (mut first, first_permits) = intake.admit(chunks());
         let (mut second, second_permits) = intake.admit(chunks());
@@ -276,7 +276,7 @@ mod tests {
         assert!(read(&mut quiet).await.is_some());
         let (mut stalled, _permits) = intake.admit(Chunks([Bytes::copy_from_slice(&whole[..50])].into()));
         assert!(read(&mut stalled).await.is_some());
-        tokio::time::timeout(Duration::from_secs(3600), poll_fn(|cx| Pin::new(&mut quiet).poll_frame(cx)))
+        tokio::time::timeout(Duration::from_hours(1), poll_fn(|cx| Pin::new(&mut quiet).poll_frame(cx)))
             .await
             .expect_err("silence is no fault");
         let error = poll_fn(|cx| Pin::new(&mut stalled).poll_frame(cx)).await.expect("a frame").expect_err("stalled");

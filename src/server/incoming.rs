@@ -21,6 +21,10 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 /// keepalive begins only after the handshake, and shutting down waits for it.
 const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long to go on reading, after the last word, from a peer that is still sending: a socket that is closed with unread
+/// bytes in it resets the connection, and the peer never sees the status that it was sent.
+const LINGER_FOR: Duration = Duration::from_secs(1);
+
 /// How long to wait when no connection can be accepted, for want of file descriptors for example.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
@@ -37,7 +41,8 @@ pub(super) fn accept(listener: TcpListener, limit: usize) -> impl Stream<Item = 
                         tracing::debug!(%error, "nodelay not set");
                     }
                     let silent = Some(Box::pin(sleep(FIRST_BYTE_WITHIN)));
-                    return Some((Ok(Connection { stream, silent, _permit: permit }), (listener, permits)));
+                    let connection = Connection { stream, silent, lingering: None, _permit: permit };
+                    return Some((Ok(connection), (listener, permits)));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept connections");
@@ -53,6 +58,8 @@ pub(super) struct Connection {
     stream: TcpStream,
     /// Runs until the first byte.
     silent: Option<Pin<Box<Sleep>>>,
+    /// Runs from the last word on.
+    lingering: Option<Pin<Box<Sleep>>>,
     /// Given back when the connection ends.
     _permit: OwnedSemaphorePermit,
 }
@@ -92,7 +99,24 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        let this = self.get_mut();
+        if this.lingering.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+        }
+        let lingering = this.lingering.get_or_insert_with(|| Box::pin(sleep(LINGER_FOR)));
+        let mut bytes = [0; 8 << 10];
+        loop {
+            if lingering.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut buffer = ReadBuf::new(&mut bytes);
+            match Pin::new(&mut this.stream).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                // The peer has said its last word too, or is gone.
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
     }
 
     fn poll_write_vectored(

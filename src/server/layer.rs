@@ -2,19 +2,22 @@
 //! status with details whoever made it, and one line in the log.
 
 use std::{
+    panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Code, Status, body::Body, codegen::StdError};
 use tower::{Layer, Service};
 
@@ -25,6 +28,9 @@ use crate::{
 
 /// Paths of this service's own RPCs; health and reflection are others'.
 const OWN_PATHS: &str = "/reel.v1.";
+
+/// Paths of health and reflection, whose streams would go on for ever.
+const STANDARD_PATHS: &str = "/grpc.";
 
 /// Paths of uploads.
 const INGEST_PATHS: &str = "/reel.v1.IngestService/";
@@ -37,12 +43,18 @@ const AHEAD_OF_TONIC: Duration = Duration::from_millis(2);
 pub(super) struct RpcLayer {
     intake: Intake,
     ready: Arc<AtomicBool>,
+    drain: CancellationToken,
     max_message_bytes: usize,
 }
 
 impl RpcLayer {
-    pub(super) fn new(intake: Intake, ready: Arc<AtomicBool>, max_message_bytes: usize) -> Self {
-        Self { intake, ready, max_message_bytes }
+    pub(super) fn new(
+        intake: Intake,
+        ready: Arc<AtomicBool>,
+        drain: CancellationToken,
+        max_message_bytes: usize,
+    ) -> Self {
+        Self { intake, ready, drain, max_message_bytes }
     }
 }
 
@@ -84,8 +96,15 @@ where
         }
         let limit_bytes = self.layer.max_message_bytes;
         let deadline = deadline(request.headers()).and_then(|timeout| line.begun.checked_add(timeout));
+        let drained = path.starts_with(STANDARD_PATHS).then(|| Box::pin(self.layer.drain.clone().cancelled_owned()));
         let request = if path.starts_with(INGEST_PATHS) { self.admit(request) } else { request };
-        let responding = self.inner.call(request);
+        let responding = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
+        let responding = async {
+            responding.await.unwrap_or_else(|_| {
+                tracing::error!("a handler broke down");
+                Ok(Status::from(Error::Internal).into_http())
+            })
+        };
         Box::pin(async move {
             let response = match deadline {
                 None => responding.await,
@@ -98,7 +117,7 @@ where
             let (mut parts, body) = response?.into_parts();
             complete(&mut parts.headers, limit_bytes, &mut line);
             let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
-            let body = RpcBody { inner: body, deadline, limit_bytes, line, over: false };
+            let body = RpcBody { inner: body, deadline, drained, limit_bytes, line, over: false };
             Ok(Response::from_parts(parts, Body::new(body)))
         })
     }
@@ -154,9 +173,24 @@ fn complete(headers: &mut HeaderMap<HeaderValue>, limit_bytes: usize, line: &mut
 struct RpcBody {
     inner: Body,
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Completes when the service shuts down, for streams that do not end by themselves then.
+    drained: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     limit_bytes: usize,
     line: Line,
     over: bool,
+}
+
+impl RpcBody {
+    /// Ends the body here, with this error.
+    fn cut_off(&mut self, error: Error) -> Frame<Bytes> {
+        self.over = true;
+        let mut trailers = HeaderMap::new();
+        if let Err(error) = Status::from(error).add_header(&mut trailers) {
+            tracing::error!(%error, "a status does not fit into headers");
+        }
+        complete(&mut trailers, self.limit_bytes, &mut self.line);
+        Frame::trailers(trailers)
+    }
 }
 
 impl http_body::Body for RpcBody {
@@ -172,13 +206,15 @@ impl http_body::Body for RpcBody {
             && deadline.as_mut().poll(cx).is_ready()
             && this.line.code.is_none()
         {
-            this.over = true;
-            let mut trailers = HeaderMap::new();
-            let _ = Status::from(Error::DeadlineExceeded).add_header(&mut trailers);
-            complete(&mut trailers, this.limit_bytes, &mut this.line);
-            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            return Poll::Ready(Some(Ok(this.cut_off(Error::DeadlineExceeded))));
         }
-        match ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
+        let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
+            return match &mut this.drained {
+                Some(drained) => drained.as_mut().poll(cx).map(|()| Some(Ok(this.cut_off(Error::Draining)))),
+                None => Poll::Pending,
+            };
+        };
+        match frame {
             Some(Ok(frame)) => match frame.into_trailers() {
                 Ok(mut trailers) => {
                     complete(&mut trailers, this.limit_bytes, &mut this.line);
@@ -213,6 +249,10 @@ impl Drop for Line {
             Code::Internal | Code::Unknown | Code::DataLoss => {
                 tracing::error!(rpc.method = method, rpc.code = ?code, duration_ms, "rpc");
             }
+            // Probes and tools, which come all the time.
+            _ if method.starts_with(STANDARD_PATHS) => {
+                tracing::debug!(rpc.method = method, rpc.code = ?code, duration_ms, "rpc");
+            }
             _ => tracing::info!(rpc.method = method, rpc.code = ?code, duration_ms, "rpc"),
         }
     }
@@ -232,7 +272,7 @@ mod tests {
         };
         assert_eq!(read("1S"), Some(Duration::from_millis(998)));
         assert_eq!(read("1n"), Some(Duration::ZERO));
-        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3_600) - AHEAD_OF_TONIC));
+        assert_eq!(read("99999999H"), Some(Duration::from_hours(99_999_999).saturating_sub(AHEAD_OF_TONIC)));
         for wrong in ["", "S", "1", "1x", "-1S", "123456789S", "1.5S"] {
             assert_eq!(read(wrong), None, "{wrong}");
         }

@@ -75,7 +75,7 @@ pub(super) enum Cause {
     Timeout,
     /// The server cannot be reached, or cannot write now.
     Unavailable,
-    /// The server refuses us: wrong password, no such database, no rights.
+    /// The server refuses us, or the file cannot be opened: wrong password, no such database or folder, no rights.
     Denied,
     /// None of these: a bug.
     Unexpected,
@@ -137,9 +137,9 @@ impl Cause {
             (1555 | 2067, _) => Self::UniqueViolation,
             (787, _) => Self::ForeignKeyViolation,
             (_, 5 | 6) => Self::Contention,
-            (_, 8 | 10 | 13 | 14) => Self::Unavailable,
+            (_, 8 | 10 | 13) => Self::Unavailable,
             (_, 9) => Self::Timeout,
-            (_, 3 | 23 | 26) => Self::Denied,
+            (_, 3 | 14 | 23 | 26) => Self::Denied,
             _ => Self::Unexpected,
         }
     }
@@ -159,7 +159,10 @@ impl From<DbErr> for Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        let code = error.as_database_error().and_then(|inner| inner.code()).unwrap_or_default();
+        let code = match &error {
+            sqlx::Error::Database(inner) => inner.code().unwrap_or_default(),
+            _ => "driver".into(),
+        };
         Cause::of_sqlx(&error).report(&code)
     }
 }

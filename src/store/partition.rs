@@ -78,15 +78,16 @@ impl Store {
         if !self.is_postgres() {
             return;
         }
-        if let Err(error) = self.partition_ensure(session.started_at().date_naive(), MAX_PARTITIONS).await {
+        let day = session.started_at().date_naive();
+        if self.known_partitions.contains(day) {
+            return;
+        }
+        if let Err(error) = self.partition_ensure(day, MAX_PARTITIONS).await {
             tracing::warn!(%error, "no partition could be made now, the default one takes the session");
         }
     }
 
     async fn partition_ensure(&self, day: NaiveDate, limit: usize) -> Result<()> {
-        if self.known_partitions.contains(day) {
-            return Ok(());
-        }
         let name = name(day);
         let names = partition_names_in(&self.read).await?;
         if names.contains(&name) {

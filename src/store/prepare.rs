@@ -13,9 +13,6 @@ const MIGRATION_LOCK: i64 = 0x7265_656c_0000_0001;
 /// Why a database cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
-    /// The URL is not one of a database.
-    #[error("the database URL is malformed")]
-    MalformedUrl,
     /// The database would lose what it has acknowledged.
     #[error("the database has {setting} = {value}: what it acknowledges may be lost, so it is not used")]
     NotDurable {
@@ -24,8 +21,8 @@ pub enum Unfit {
         /// Its value.
         value: String,
     },
-    /// The server turns us away.
-    #[error("the database denies access: check user, password, database name and rights")]
+    /// The server turns us away, or the file cannot be opened.
+    #[error("the database denies access: check its URL and its rights")]
     Denied,
     /// The migrations failed, for example because the schema was made by a newer version.
     #[error("the schema cannot be brought up to date; a newer version of reel may have been here")]

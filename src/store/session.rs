@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait as _, ColumnTrait as _, Condition, DatabaseTransaction, EntityTrait as _, ExprTrait as _,
-    QueryFilter as _, QueryOrder as _, QuerySelect as _, QueryTrait as _, Set,
+    ActiveModelTrait as _, ColumnTrait as _, Condition, ConnectionTrait as _, DatabaseTransaction, EntityTrait as _,
+    ExprTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, QueryTrait as _, Set,
     sea_query::{Expr, LockType, OnConflict, SelectStatement},
 };
 
@@ -205,7 +205,7 @@ impl Store {
 
     async fn with_tracks(&self, rows: Vec<session::Model>) -> Result<Vec<Session>> {
         let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
-        let mut tracks = if ids.is_empty() { Default::default() } else { tracks_of(&self.read, &ids).await? };
+        let mut tracks = tracks_of(&self.read, &ids).await?;
         let sessions = rows.into_iter().map(|row| Session {
             tracks: tracks.remove(&row.id).unwrap_or_default(),
             id: SessionId::from_uuid(row.id),
@@ -272,6 +272,10 @@ impl Store {
 
     async fn session_erase_once(&self, id: SessionId, now: DateTime<Utc>) -> Result<i64, Failure> {
         let tx = self.begin().await?;
+        if self.is_postgres() {
+            // However large the session is.
+            tx.execute_unprepared("SET LOCAL statement_timeout = 0").await?;
+        }
         let uuid = id.as_uuid();
         // The tracks' locks keep writers out until the session is gone; then its foreign key does.
         let locked = track::Entity::find().filter(track::Column::SessionId.eq(uuid)).lock_exclusive().all(&tx).await?;

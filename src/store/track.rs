@@ -26,6 +26,9 @@ pub(super) async fn tracks_of(
     connection: &impl ConnectionTrait,
     sessions: &[Uuid],
 ) -> Result<HashMap<Uuid, Vec<Track>>, DbErr> {
+    if sessions.is_empty() {
+        return Ok(HashMap::new());
+    }
     let rows = track::Entity::find()
         .filter(track::Column::SessionId.is_in(sessions.iter().copied()))
         .order_by_asc(track::Column::SessionId)

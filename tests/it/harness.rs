@@ -4,7 +4,7 @@ use std::{env, net::SocketAddr, time::Duration};
 
 use clap::Parser;
 use reel::{
-    config::{DatabaseUrl, ServiceArgs},
+    config::ServiceArgs,
     proto::{
         self, Action, ActionBatch, RecordActionsRequest, RecordActionsResponse, SessionEnd, SessionReceipt,
         SessionStart, StreamActionsRequest, TrackReceipt, User, ingest_service_client::IngestServiceClient,
@@ -76,10 +76,6 @@ impl TestDatabase {
         administer(&server, &format!("CREATE DATABASE {name}")).await;
         let url = format!("{}/{name}", server.rsplit_once('/').unwrap().0);
         Self { url, _folder: None, name: Some(name) }
-    }
-
-    pub fn database_url(&self) -> DatabaseUrl {
-        self.url.parse().unwrap()
     }
 
     /// A connection past the service, for looking and meddling.
@@ -161,10 +157,10 @@ impl Reel {
         let args = service_args(arguments);
         let served = store.clone();
         let serving = tokio::spawn(async move {
-            server::run(listener, served, &args, async {
+            let shutdown = async {
                 let _ = shutdown.await;
-            })
-            .await
+            };
+            Box::pin(server::run(listener, served, &args, shutdown)).await
         });
         let channel = connect(address).await;
         Self { address, channel, store, shut_down: Some(shut_down), serving }
@@ -402,5 +398,5 @@ pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(Duration::from_mins(1), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
 }

@@ -15,6 +15,7 @@
 
 mod harness;
 
+mod memory;
 mod migrations;
 mod play;
 mod random_clients;

@@ -1,1 +1,159 @@
-//! x
+//! The schema: made once however many make it, and PostgreSQL's partitions.
+
+use std::process::Stdio;
+
+use chrono::Utc;
+use migration::{Migrator, MigratorTrait as _};
+use reel::{
+    model::SessionId,
+    proto::SessionStart,
+    store::{PARTITION_DAYS_AHEAD, Unfit},
+};
+use sea_orm::{ConnectionTrait as _, Statement};
+use tokio::process::Command;
+
+use crate::{
+    harness::{Backend, NOON_MS, Reel, TestDatabase, batch, clicks, session_id, start},
+    on_both_databases,
+};
+
+on_both_databases!(
+    migrating_twice_changes_nothing,
+    eight_processes_migrate_one_database_at_once,
+    migrations_can_be_taken_back_and_made_again,
+    a_schema_of_a_newer_version_is_refused,
+);
+
+/// Everything that makes up the schema, in words.
+async fn schema(database: &TestDatabase, backend: Backend) -> Vec<String> {
+    let sql = match backend {
+        Backend::Sqlite => "SELECT coalesce(sql, name) AS line FROM sqlite_schema ORDER BY name",
+        Backend::Postgres => {
+            "SELECT line FROM (
+                SELECT format('%s.%s %s %s', table_name, column_name, data_type, is_nullable) AS line
+                    FROM information_schema.columns WHERE table_schema = 'public'
+                UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'
+                UNION ALL SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+                UNION ALL SELECT tgname FROM pg_trigger WHERE NOT tgisinternal
+            ) AS lines ORDER BY line"
+        }
+    };
+    let connection = database.connect().await;
+    let statement = Statement::from_string(connection.get_database_backend(), sql);
+    let rows = connection.query_all_raw(statement).await.unwrap();
+    rows.iter().map(|row| row.try_get("", "line").unwrap()).collect()
+}
+
+async fn migrate(database: &TestDatabase) -> bool {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_reel"));
+    command.args(["migrate", "--database-url", &database.url]).stdout(Stdio::null());
+    command.status().await.unwrap().success()
+}
+
+async fn migrating_twice_changes_nothing(backend: Backend) {
+    let database = TestDatabase::new(backend).await;
+    assert!(migrate(&database).await);
+    let first = schema(&database, backend).await;
+    assert!(first.iter().any(|line| line.contains("tombstones")));
+    assert!(migrate(&database).await);
+    assert_eq!(schema(&database, backend).await, first);
+}
+
+async fn eight_processes_migrate_one_database_at_once(backend: Backend) {
+    let alone = TestDatabase::new(backend).await;
+    assert!(migrate(&alone).await);
+    let shared = TestDatabase::new(backend).await;
+    let all = futures_util::future::join_all((0..8).map(|_| migrate(&shared))).await;
+    assert_eq!(all, [true; 8]);
+    assert_eq!(schema(&shared, backend).await, schema(&alone, backend).await);
+    assert_eq!(
+        shared.number("SELECT count(*) FROM seaql_migrations").await,
+        i64::try_from(Migrator::migrations().len()).unwrap()
+    );
+}
+
+async fn migrations_can_be_taken_back_and_made_again(backend: Backend) {
+    let database = TestDatabase::new(backend).await;
+    assert!(migrate(&database).await);
+    let first = schema(&database, backend).await;
+    let connection = database.connect().await;
+    Migrator::down(&connection, None).await.unwrap();
+    assert!(!schema(&database, backend).await.iter().any(|line| line.contains("session")));
+    assert!(migrate(&database).await);
+    assert_eq!(schema(&database, backend).await, first);
+}
+
+async fn a_schema_of_a_newer_version_is_refused(backend: Backend) {
+    let (reel, database) = Reel::start(backend).await;
+    database.execute("INSERT INTO seaql_migrations (version, applied_at) VALUES ('m99990101_000001_future', 0)").await;
+    assert!(matches!(reel.store.prepare().await, Err(Unfit::Migration)));
+    assert!(!migrate(&database).await);
+}
+
+async fn partitions(database: &TestDatabase) -> i64 {
+    database.number("SELECT count(*) FROM pg_inherits WHERE inhparent = 'actions'::regclass").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_are_made_ahead_and_for_a_past_day_when_its_first_session_arrives() {
+    let (reel, database) = Reel::start(Backend::Postgres).await;
+    // Yesterday, today, those ahead, and the default one.
+    let made = i64::try_from(PARTITION_DAYS_AHEAD).unwrap() + 3;
+    assert_eq!(partitions(&database).await, made);
+    for _ in 0..2 {
+        let id = session_id(NOON_MS);
+        reel.record(vec![start(&id, SessionStart::default()), batch("", "", 1, clicks(0..3))]).await.unwrap();
+        assert_eq!(partitions(&database).await, made + 1);
+    }
+    assert_eq!(database.number("SELECT count(*) FROM actions_default").await, 0);
+    assert_eq!(database.number("SELECT count(*) FROM actions").await, 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn actions_without_a_partition_are_kept_and_moved_when_there_is_one() {
+    let (reel, database) = Reel::start(Backend::Postgres).await;
+    let today = SessionId::mint(Utc::now()).to_string();
+    let past = session_id(NOON_MS);
+    for id in [&today, &past] {
+        reel.send(start(id, SessionStart::default())).await.unwrap();
+    }
+    let names =
+        [Utc::now(), past.parse::<SessionId>().unwrap().started_at()].map(|day| day.format("%Y%m%d").to_string());
+    for name in &names {
+        database.execute(&format!("DROP TABLE actions_{name}")).await;
+    }
+    for id in [&today, &past] {
+        reel.append(id, "", 1, clicks(0..5)).await.unwrap();
+    }
+    assert_eq!(database.number("SELECT count(*) FROM actions_default").await, 10);
+
+    reel.store.partitions_maintain(Utc::now()).await.unwrap();
+    assert_eq!(database.number("SELECT count(*) FROM actions_default").await, 0);
+    for name in &names {
+        assert_eq!(database.number(&format!("SELECT count(*) FROM actions_{name}")).await, 5);
+    }
+    for id in [&today, &past] {
+        reel.append(id, "", 6, clicks(5..6)).await.unwrap();
+        assert_eq!(reel.play_all(id).await.len(), 6);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_are_maintained_by_several_processes_while_others_write() {
+    let (reel, database) = Reel::start(Backend::Postgres).await;
+    let sessions: Vec<_> = (0..12).map(|day| session_id(NOON_MS - day * 86_400_000)).collect();
+    let writes = sessions.iter().map(|id| async {
+        reel.send(start(id, SessionStart::default())).await.unwrap();
+        for number in 0..10 {
+            reel.append(id, "", number + 1, clicks(number..number + 1)).await.unwrap();
+        }
+    });
+    let maintain = futures_util::future::join_all((0..4).map(|_| reel.store.partitions_maintain(Utc::now())));
+    let (_, maintained) = futures_util::future::join(futures_util::future::join_all(writes), maintain).await;
+    for outcome in maintained {
+        outcome.unwrap();
+    }
+    reel.store.partitions_maintain(Utc::now()).await.unwrap();
+    assert_eq!(database.number("SELECT count(*) FROM actions_default").await, 0);
+    assert_eq!(database.number("SELECT count(*) FROM actions").await, 120);
+}

@@ -1,1 +1,312 @@
-//! x
+//! Playing back.
+
+use std::time::Instant;
+
+use reel::proto::{
+    Action, DeleteSessionRequest, PlaySessionRequest, SessionEnd, SessionStart, play_session_request::Begin,
+    play_session_response::Event,
+};
+use tonic::Code;
+
+use crate::{
+    harness::{
+        Backend, NOON_MS, Reel, TestDatabase, action, batch, click, clicks, end, play, reason, seconds, session_id,
+        start,
+    },
+    on_both_databases,
+};
+
+on_both_databases!(
+    actions_come_in_order_of_timestamp_then_track_then_seq,
+    a_playback_begins_at_an_offset_and_stops_at_another,
+    only_wanted_types_and_sources_are_played,
+    a_playback_resumes_after_any_page,
+    a_resumed_playback_brings_what_came_meanwhile,
+    pages_are_small_enough_for_any_client,
+    speed_paces_the_playback_and_max_idle_cuts_pauses,
+    a_follower_gets_everything_once_and_ends_with_the_session,
+    a_follower_gets_late_actions_of_any_time_and_new_tracks,
+    a_follower_on_another_process_hears_of_changes,
+    a_playback_shows_what_was_committed_when_it_began,
+    an_unknown_session_is_not_found_and_an_erased_one_ends_the_playback,
+    an_empty_session_has_a_start_and_an_end,
+    a_playback_ends_when_the_service_does,
+);
+
+/// A session that starts at noon, with these actions on these tracks.
+async fn recorded(reel: &Reel, tracks: &[(&str, Vec<Action>)]) -> String {
+    let id = session_id(NOON_MS);
+    let mut requests = vec![start(&id, SessionStart::default())];
+    requests.extend(tracks.iter().map(|(source, actions)| batch(&id, source, 1, actions.clone())));
+    reel.record(requests).await.unwrap();
+    id
+}
+
+fn from(session: &str, offset: prost_types::Duration) -> PlaySessionRequest {
+    PlaySessionRequest { begin: Some(Begin::From(offset)), ..play(session) }
+}
+
+fn resume(session: &str, cursor: &str) -> PlaySessionRequest {
+    PlaySessionRequest { begin: Some(Begin::Cursor(cursor.to_owned())), ..play(session) }
+}
+
+async fn actions_come_in_order_of_timestamp_then_track_then_seq(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let web = vec![click(5, "w1"), click(1, "w2"), click(5, "w3"), click(9, "w4")];
+    let api = vec![click(5, "a1"), click(5, "a2"), click(0, "a3"), click(-50, "a4")];
+    let id = recorded(&reel, &[("web", web), ("api", api)]).await;
+    let played = reel.play(play(&id)).await.unwrap();
+    assert_eq!(played.targets(), ["a4", "a3", "w2", "w1", "w3", "a1", "a2", "w4"]);
+    let session = played.session.unwrap();
+    assert_eq!((session.action_count, session.tracks.len()), (8, 2));
+}
+
+async fn a_playback_begins_at_an_offset_and_stops_at_another(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let id = recorded(&reel, &[("", clicks(0..10))]).await;
+    for (begin, until, expected) in [
+        (None, None, 0..10),
+        (Some(0), None, 0..10),
+        (Some(1), None, 1..10),
+        (Some(9), None, 9..10),
+        (Some(10), None, 10..10),
+        (None, Some(1), 0..1),
+        (Some(3), Some(5), 3..5),
+        (Some(3), Some(1_000_000_000), 3..10),
+        (Some(300_000_000_000), None, 10..10),
+    ] {
+        let request = PlaySessionRequest {
+            begin: begin.map(|from| Begin::From(seconds(from))),
+            until: until.map(seconds),
+            ..play(&id)
+        };
+        let expected: Vec<_> = expected.map(|number| number.to_string()).collect();
+        assert_eq!(reel.play(request).await.unwrap().targets(), expected, "{begin:?} {until:?}");
+    }
+    let just_after = prost_types::Duration { seconds: 3, nanos: 1_000 };
+    assert_eq!(reel.play(from(&id, just_after)).await.unwrap().targets()[0], "4");
+}
+
+async fn only_wanted_types_and_sources_are_played(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let web = vec![click(0, "a"), action(1, "input", "b"), action(2, "error", "c")];
+    let api = vec![action(0, "request", "d"), action(3, "error", "e")];
+    let id = recorded(&reel, &[("web", web), ("api", api)]).await;
+    for (types, sources, expected) in [
+        (vec![], vec![], vec!["a", "d", "b", "c", "e"]),
+        (vec!["error"], vec![], vec!["c", "e"]),
+        (vec!["error", "click", "nothing"], vec!["web"], vec!["a", "c"]),
+        (vec![], vec!["api", "nobody"], vec!["d", "e"]),
+        (vec![], vec!["nobody"], vec![]),
+        (vec!["nothing"], vec![], vec![]),
+    ] {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let request = PlaySessionRequest { types: owned(&types), sources: owned(&sources), ..play(&id) };
+        assert_eq!(reel.play(request).await.unwrap().targets(), expected, "{types:?} {sources:?}");
+    }
+}
+
+async fn a_playback_resumes_after_any_page(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    // Of one timestamp in threes, on two tracks.
+    let actions = |name: &str| (0..1_500).map(|number| click(number / 3, &format!("{name}{number}"))).collect();
+    let id = recorded(&reel, &[("web", actions("w")), ("api", actions("a"))]).await;
+    let whole = reel.play(play(&id)).await.unwrap();
+    assert!(whole.pages.len() > 2);
+    for (count, cursor) in &whole.pages {
+        let rest = reel.play(resume(&id, cursor)).await.unwrap();
+        assert_eq!(rest.actions, whole.actions[*count..]);
+    }
+    assert!(reel.play(resume(&id, whole.end_cursor.as_ref().unwrap())).await.unwrap().actions.is_empty());
+    let foreign = reel.play(resume(&session_id(NOON_MS), &whole.pages[0].1)).await.err().unwrap();
+    assert_eq!((foreign.code(), reason(&foreign).as_str()), (Code::InvalidArgument, "INVALID_FIELD"));
+}
+
+async fn a_resumed_playback_brings_what_came_meanwhile(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let id = recorded(&reel, &[("web", (0..600).map(|number| click(number, "early")).collect())]).await;
+    let first = reel.play(play(&id)).await.unwrap();
+    let (count, cursor) = first.pages[0].clone();
+    reel.append(&id, "api", 1, vec![click(0, "late")]).await.unwrap();
+    reel.append(&id, "web", 601, vec![click(9_999, "new")]).await.unwrap();
+    for (cursor, left) in [(&cursor, 600 - count), (first.end_cursor.as_ref().unwrap(), 0)] {
+        let rest = reel.play(resume(&id, cursor)).await.unwrap();
+        assert_eq!(rest.actions.len(), left + 2);
+        assert_eq!(rest.targets()[left..], ["late", "new"]);
+    }
+}
+
+async fn pages_are_small_enough_for_any_client(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let id = reel.start_session().await;
+    let large = format!("\"{}\"", "x".repeat((1 << 20) - 100));
+    for number in 0..12_i64 {
+        let actions = vec![Action { data: large.clone(), ..click(number, "large") }, click(number, "small")];
+        reel.append(&id, "", number * 2 + 1, actions).await.unwrap();
+    }
+    // This client takes the 4 MiB that clients take unless told otherwise.
+    let mut client = reel::proto::playback_service_client::PlaybackServiceClient::new(reel.channel.clone());
+    let mut stream = client.play_session(play(&id)).await.unwrap().into_inner();
+    let mut count = 0;
+    while let Some(response) = stream.message().await.unwrap() {
+        if let Some(Event::Actions(page)) = response.event {
+            count += page.actions.iter().filter(|action| action.data == large).count();
+        }
+    }
+    assert_eq!(count, 12);
+}
+
+async fn speed_paces_the_playback_and_max_idle_cuts_pauses(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    // 0 s, 1 s, and an hour later.
+    let id = recorded(&reel, &[("", vec![click(0, "a"), click(1_000, "b"), click(3_600_000, "c")])]).await;
+    let paced = PlaySessionRequest { speed: 10.0, max_idle: Some(seconds(2)), ..play(&id) };
+    let begun = Instant::now();
+    let played = reel.play(paced.clone()).await.unwrap();
+    // 0.1 s and, the hour being cut to two seconds, 0.2 s. It may take longer, never less.
+    assert!(begun.elapsed().as_millis() >= 300);
+    assert_eq!(played.pages.len(), 3, "each comes when it is due");
+
+    // The clock starts at the offset asked for.
+    let begun = Instant::now();
+    let request = PlaySessionRequest { begin: Some(Begin::From(seconds(3_599))), max_idle: None, ..paced };
+    assert_eq!(reel.play(request).await.unwrap().targets(), ["c"]);
+    assert!(begun.elapsed().as_millis() >= 100);
+}
+
+async fn a_follower_gets_everything_once_and_ends_with_the_session(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let id = recorded(&reel, &[("", clicks(0..3))]).await;
+    let request = PlaySessionRequest { follow: true, ..play(&id) };
+    let mut stream = reel.playback().play_session(request).await.unwrap().into_inner();
+    let mut seen = Vec::new();
+    for number in 3..20 {
+        while i64::try_from(seen.len()).unwrap() < number {
+            match stream.message().await.unwrap().unwrap().event.unwrap() {
+                Event::Actions(page) => seen.extend(page.actions.into_iter().map(|action| action.target)),
+                Event::Start(_) => {}
+                Event::End(_) => panic!("ended while the session is live"),
+            }
+        }
+        reel.append(&id, "", number + 1, clicks(number..number + 1)).await.unwrap();
+    }
+    reel.send(end(&id, SessionEnd::default())).await.unwrap();
+    let mut ended = false;
+    while let Some(response) = stream.message().await.unwrap() {
+        match response.event.unwrap() {
+            Event::Actions(page) => seen.extend(page.actions.into_iter().map(|action| action.target)),
+            Event::End(end) => ended = end.action_count == 20,
+            Event::Start(_) => panic!("started twice"),
+        }
+    }
+    assert!(ended);
+    assert_eq!(seen, (0..20).map(|number| number.to_string()).collect::<Vec<_>>());
+}
+
+async fn a_follower_gets_late_actions_of_any_time_and_new_tracks(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let id = recorded(&reel, &[("", vec![click(3_600_000, "first")])]).await;
+    let request = PlaySessionRequest { follow: true, types: vec!["click".to_owned()], ..play(&id) };
+    let mut stream = reel.playback().play_session(request).await.unwrap().into_inner();
+    let mut next = async || loop {
+        if let Some(Event::Actions(page)) = stream.message().await.unwrap().unwrap().event {
+            return page.actions.into_iter().map(|action| action.target).collect::<Vec<_>>();
+        }
+    };
+    assert_eq!(next().await, ["first"]);
+    reel.append(&id, "", 2, vec![click(0, "an hour late")]).await.unwrap();
+    assert_eq!(next().await, ["an hour late"]);
+    reel.append(&id, "other", 1, vec![action(0, "input", "unwanted"), click(1, "new track")]).await.unwrap();
+    assert_eq!(next().await, ["new track"]);
+    reel.append(&id, "", 3, vec![click(3_600_001, "on time")]).await.unwrap();
+    assert_eq!(next().await, ["on time"]);
+}
+
+async fn a_follower_on_another_process_hears_of_changes(backend: Backend) {
+    let database = TestDatabase::new(backend).await;
+    let (writing, reading) = (Reel::start_on(&database, &[]).await, Reel::start_on(&database, &[]).await);
+    let id = recorded(&writing, &[("", clicks(0..1))]).await;
+    let request = PlaySessionRequest { follow: true, ..play(&id) };
+    let mut stream = reading.playback().play_session(request).await.unwrap().into_inner();
+    let mut seen = 0;
+    for number in 1..4 {
+        while seen < number {
+            if let Some(Event::Actions(page)) = stream.message().await.unwrap().unwrap().event {
+                seen += i64::try_from(page.actions.len()).unwrap();
+            }
+        }
+        writing.append(&id, "", number + 1, clicks(number..number + 1)).await.unwrap();
+    }
+    writing.send(end(&id, SessionEnd::default())).await.unwrap();
+    while let Some(response) = stream.message().await.unwrap() {
+        if let Some(Event::Actions(page)) = response.event {
+            seen += i64::try_from(page.actions.len()).unwrap();
+        }
+    }
+    assert_eq!(seen, 4);
+}
+
+async fn a_playback_shows_what_was_committed_when_it_began(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let id = recorded(&reel, &[("", clicks(0..2_000))]).await;
+    let mut stream = reel.playback().play_session(play(&id)).await.unwrap().into_inner();
+    assert!(matches!(stream.message().await.unwrap().unwrap().event, Some(Event::Start(_))));
+    reel.append(&id, "", 2_001, vec![click(1, "late"), click(99_999_999, "later")]).await.unwrap();
+    let mut count = 0;
+    while let Some(response) = stream.message().await.unwrap() {
+        if let Some(Event::Actions(page)) = response.event {
+            count += page.actions.len();
+        }
+    }
+    assert_eq!(count, 2_000);
+}
+
+async fn an_unknown_session_is_not_found_and_an_erased_one_ends_the_playback(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let unknown = reel.play(play(&session_id(NOON_MS))).await.err().unwrap();
+    assert_eq!((unknown.code(), reason(&unknown).as_str()), (Code::NotFound, "SESSION_NOT_FOUND"));
+
+    let id = recorded(&reel, &[("", clicks(0..3))]).await;
+    let request = PlaySessionRequest { follow: true, ..play(&id) };
+    let mut stream = reel.playback().play_session(request).await.unwrap().into_inner();
+    assert!(stream.message().await.unwrap().is_some());
+    assert!(stream.message().await.unwrap().is_some());
+    let delete = DeleteSessionRequest { session_id: id.clone() };
+    reel.sessions().delete_session(delete).await.unwrap();
+    let erased = stream.message().await.unwrap_err();
+    assert_eq!((erased.code(), reason(&erased).as_str()), (Code::NotFound, "SESSION_NOT_FOUND"));
+}
+
+async fn an_empty_session_has_a_start_and_an_end(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let id = reel.start_session().await;
+    let played = reel.play(play(&id)).await.unwrap();
+    assert!(played.actions.is_empty() && played.pages.is_empty());
+    reel.append(&id, "", 1, clicks(0..2)).await.unwrap();
+    let rest = reel.play(resume(&id, &played.end_cursor.unwrap())).await.unwrap();
+    assert_eq!(rest.actions.len(), 2);
+}
+
+async fn a_playback_ends_when_the_service_does(backend: Backend) {
+    let (mut reel, _database) = Reel::start(backend).await;
+    let id = recorded(&reel, &[("", vec![click(0, "a"), click(3_600_000, "an hour later")])]).await;
+    let follower = PlaySessionRequest { follow: true, ..play(&reel.start_session().await) };
+    let paced = PlaySessionRequest { speed: 1.0, ..play(&id) };
+    let mut streams = Vec::new();
+    for request in [follower, paced] {
+        let mut stream = reel.playback().play_session(request).await.unwrap().into_inner();
+        assert!(stream.message().await.unwrap().is_some());
+        streams.push(stream);
+    }
+    reel.begin_shutdown();
+    for mut stream in streams {
+        let status = loop {
+            match stream.message().await {
+                Ok(message) => assert!(message.is_some(), "a playback that is broken off has no proper end"),
+                Err(status) => break status,
+            }
+        };
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "DRAINING"));
+    }
+    reel.ended().await.unwrap();
+}

@@ -1,0 +1,133 @@
+//! Users, sessions and their tracks.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+
+use super::SessionId;
+
+/// Why a session ended, where the sender gave no reason.
+pub const DEFAULT_END_REASON: &str = "ended";
+
+/// Why a session ended, where the idle timeout ended it.
+pub const IDLE_END_REASON: &str = "idle";
+
+/// What a session or a user is described with.
+pub type Attributes = BTreeMap<String, String>;
+
+/// Whoever sessions belong to. Empty texts mean unknown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct User {
+    /// The caller's own id.
+    pub id: String,
+    /// E-mail address in lower case.
+    pub email: String,
+    /// Name for people to read.
+    pub name: String,
+    /// What else is known.
+    pub attributes: Attributes,
+    /// When the service first heard of the user.
+    pub created_at: DateTime<Utc>,
+}
+
+/// What a sender says at the beginning of a session.
+pub struct SessionStart {
+    /// The session's id, brought or minted.
+    pub id: SessionId,
+    /// Whoever it belongs to.
+    pub user: Option<User>,
+    /// What else is known of it.
+    pub attributes: Attributes,
+}
+
+/// What a sender says at the end of a session.
+pub struct SessionEnd {
+    /// The session.
+    pub id: SessionId,
+    /// When it ended; the time of its last action where the sender leaves it open.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// Why.
+    pub reason: String,
+    /// The last seq sent, by source.
+    pub last_seqs: BTreeMap<String, i64>,
+}
+
+/// One user's visit, as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Its id, which carries its start.
+    pub id: SessionId,
+    /// Whoever it belongs to.
+    pub user_id: Option<String>,
+    /// When it ended. None while it is live.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// Why it ended. None while it is live.
+    pub end_reason: Option<String>,
+    /// What else is known of it.
+    pub attributes: Attributes,
+    /// Its tracks by number.
+    pub tracks: Vec<Track>,
+}
+
+impl Session {
+    /// Number of stored actions, rejected ones included: seqs have no gaps, so the cursors say it.
+    #[must_use]
+    pub fn action_count(&self) -> i64 {
+        self.tracks.iter().map(|track| track.last_seq).sum()
+    }
+
+    /// Number of actions of type `error`.
+    #[must_use]
+    pub fn error_count(&self) -> i64 {
+        self.tracks.iter().map(|track| track.error_count).sum()
+    }
+
+    /// The latest timestamp of its actions.
+    #[must_use]
+    pub fn last_action_at(&self) -> Option<DateTime<Utc>> {
+        self.tracks.iter().filter_map(|track| track.last_action_at).max()
+    }
+}
+
+/// One sender's numbered line of actions inside a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Track {
+    /// Its number in the session: 0, 1, 2, … in the order of first batches.
+    pub number: i16,
+    /// Who sends it.
+    pub source: String,
+    /// The cursor: every seq ≤ this is committed.
+    pub last_seq: i64,
+    /// Number of actions stored as they were sent.
+    pub accepted_count: i64,
+    /// Number of actions that arrived again.
+    pub duplicate_count: i64,
+    /// Number of actions that were rejected.
+    pub rejected_count: i64,
+    /// Number of actions of type `error`.
+    pub error_count: i64,
+    /// The latest timestamp of its actions.
+    pub last_action_at: Option<DateTime<Utc>>,
+}
+
+/// Which sessions to list. All parts are combined with AND.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SessionFilter {
+    /// Only sessions of this user.
+    pub user_id: Option<String>,
+    /// Only sessions of users with this e-mail address, in lower case.
+    pub email: Option<String>,
+    /// Only sessions that started at this time or later.
+    pub started_after: Option<DateTime<Utc>>,
+    /// Only sessions that started before this time.
+    pub started_before: Option<DateTime<Utc>>,
+}
+
+/// What an erasure removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Erased {
+    /// Number of sessions.
+    pub sessions: i64,
+    /// Number of actions.
+    pub actions: i64,
+}

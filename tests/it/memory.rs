@@ -1,0 +1,107 @@
+//! The memory of a real server process does not grow with what it plays.
+
+use std::{path::Path, process::Stdio};
+
+use reel::proto::{PlaySessionRequest, SessionEnd, SessionStart, play_session_response::Event};
+use tokio::process::{Child, Command};
+
+use crate::{
+    harness::{Backend, NOON_MS, Reel, TestDatabase, end, eventually, play, session_id, start},
+    on_both_databases,
+};
+
+on_both_databases!(playing_a_million_actions_takes_no_more_memory_than_playing_ten_thousand);
+
+/// Starts the real binary on this database and a free port, which it says in its log.
+async fn serve(database: &TestDatabase) -> (Child, std::net::SocketAddr) {
+    let address = {
+        let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        free.local_addr().unwrap()
+    };
+    let child = Command::new(env!("CARGO_BIN_EXE_reel"))
+        .args(["serve", "--listen", &address.to_string(), "--database-url", &database.url])
+        .env("RUST_LOG", "warn")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    eventually("the process listens", async || tokio::net::TcpStream::connect(address).await.is_ok()).await;
+    (child, address)
+}
+
+/// The process's memory in KiB: now, or at its highest.
+fn memory_kib(process: &Child, field: &str) -> i64 {
+    let path = format!("/proc/{}/status", process.id().unwrap());
+    let status = std::fs::read_to_string(Path::new(&path)).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Makes a session of this many actions past the service: sending them would take most of the time.
+async fn fill(reel: &Reel, database: &TestDatabase, backend: Backend, count: i64) -> String {
+    let id = session_id(NOON_MS);
+    reel.send(start(&id, SessionStart::default())).await.unwrap();
+    let hex = id.replace('-', "");
+    let sql = match backend {
+        Backend::Postgres => format!(
+            "INSERT INTO actions SELECT '{id}', '2026-11-01T12:00:00Z'::timestamptz + n * interval '1 ms', 0, n, 'click',
+                'Button ' || n % 10, ('{{\"x\": ' || n || ', \"padding\": \"' || repeat('x', 100) || '\"}}')::json
+                FROM generate_series(1, {count}) n"
+        ),
+        Backend::Sqlite => format!(
+            "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count})
+             INSERT INTO actions SELECT x'{hex}', strftime('%Y-%m-%dT%H:%M:%f+00:00', 1793534400.0 + n / 1000.0, 'unixepoch'),
+                0, n, 'click', 'Button ' || n % 10, '{{\"x\": ' || n || ', \"padding\": \"' || printf('%.100c', 'x') || '\"}}'
+                FROM numbers"
+        ),
+    };
+    database.execute(&sql).await;
+    let key = if backend == Backend::Postgres { format!("'{id}'") } else { format!("x'{hex}'") };
+    database
+        .execute(&format!(
+            "INSERT INTO tracks (session_id, number, source, last_seq, accepted_count, duplicate_count, rejected_count,
+                error_count, last_received_at) VALUES ({key}, 0, 'main', {count}, {count}, 0, 0, 0, '2026-11-01T12:00:00+00:00')"
+        ))
+        .await;
+    reel.send(end(&id, SessionEnd::default())).await.unwrap();
+    id
+}
+
+async fn playing_a_million_actions_takes_no_more_memory_than_playing_ten_thousand(backend: Backend) {
+    let database = TestDatabase::new(backend).await;
+    let reel = Reel::start_on(&database, &[]).await;
+    let (few, many) = (10_000, 1_000_000);
+    let small = fill(&reel, &database, backend, few).await;
+    let large = fill(&reel, &database, backend, many).await;
+    reel.stop().await;
+
+    let (process, address) = serve(&database).await;
+    let channel = crate::harness::connect(address).await;
+    let played = async |request: PlaySessionRequest| {
+        let mut client = reel::proto::playback_service_client::PlaybackServiceClient::new(channel.clone());
+        let mut stream = client.play_session(request).await.unwrap().into_inner();
+        let mut last_seq = 0;
+        while let Some(response) = stream.message().await.unwrap() {
+            if let Some(Event::Actions(page)) = response.event {
+                for action in page.actions {
+                    assert_eq!(action.seq, last_seq + 1);
+                    last_seq = action.seq;
+                }
+            }
+        }
+        last_seq
+    };
+    eventually("the process is ready", async || {
+        let mut client = reel::proto::session_service_client::SessionServiceClient::new(channel.clone());
+        client.list_sessions(reel::proto::ListSessionsRequest::default()).await.is_ok()
+    })
+    .await;
+    for _ in 0..3 {
+        assert_eq!(played(play(&small)).await, few);
+    }
+    let before = memory_kib(&process, "VmHWM");
+    assert_eq!(played(play(&large)).await, many);
+    let grown = memory_kib(&process, "VmHWM") - before;
+    // A million of these actions are 250 MiB in messages.
+    assert!(grown < 24 << 10, "the peak has grown by {grown} KiB from {before} KiB");
+}
