@@ -156,7 +156,12 @@ impl Store {
     pub async fn session_get(&self, id: SessionId) -> Result<Session> {
         let row = session::Entity::find_by_id(id.as_uuid()).one(&self.read).await?.ok_or(Error::SessionNotFound)?;
         let sessions = self.with_tracks(vec![row]).await?;
-        sessions.into_iter().next().ok_or(Error::SessionNotFound)
+        let session = sessions.into_iter().next().ok_or(Error::SessionNotFound)?;
+        // An erasure in between takes the tracks along.
+        if session.tracks.is_empty() && self.session_is_ended(id).await?.is_none() {
+            return Err(Error::SessionNotFound);
+        }
+        Ok(session)
     }
 
     /// Whether a session has ended. None where there is no such session.

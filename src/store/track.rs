@@ -17,7 +17,12 @@ impl Store {
         // The session first: what is committed before it ends is then in the tracks.
         let ended = self.session_is_ended(session).await?.ok_or(Error::SessionNotFound)?;
         let mut tracks = tracks_of(&self.read, &[session.as_uuid()]).await?;
-        Ok((tracks.remove(&session.as_uuid()).unwrap_or_default(), ended))
+        let tracks = tracks.remove(&session.as_uuid()).unwrap_or_default();
+        // An erasure in between takes the tracks along: nothing was there is not the same as nothing is there any more.
+        if tracks.is_empty() && self.session_is_ended(session).await?.is_none() {
+            return Err(Error::SessionNotFound);
+        }
+        Ok((tracks, ended))
     }
 }
 
