@@ -24,6 +24,13 @@ pub const IDLE_END_REASON: &str = "idle";
 /// The track of senders that do not name one.
 pub const DEFAULT_SOURCE: &str = "main";
 
+/// The latest time that there is: the last microsecond of the year 9999, as in protobuf's timestamps. SQLite compares times
+/// as text, which holds for years of four digits.
+pub const LATEST_TIME: DateTime<Utc> = match DateTime::from_timestamp(253_402_300_799, 999_999_000) {
+    Some(time) => time,
+    None => DateTime::<Utc>::MAX_UTC,
+};
+
 /// A UUIDv7 whose time part is the session's start in milliseconds since 1970 (RFC 9562 §5.7).
 ///
 /// Ids sort by session start, byte by byte.

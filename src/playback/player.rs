@@ -17,7 +17,7 @@ use super::{Begin, Cursor, Pass, PlayRequest, pacer::Pacer};
 use crate::{
     changes::{Changes, Following},
     error::{Error, Result},
-    model::{Session, StoredAction, Track},
+    model::{LATEST_TIME, Session, StoredAction, Track},
     store::{ActionQuery, SeqWindow, Store},
 };
 
@@ -108,7 +108,7 @@ impl Player {
         let started_at = request.session.started_at();
         let at = |offset: Duration| {
             let offset = TimeDelta::from_std(offset).unwrap_or(TimeDelta::MAX);
-            started_at.checked_add_signed(offset).unwrap_or(DateTime::<Utc>::MAX_UTC)
+            started_at.checked_add_signed(offset).map_or(LATEST_TIME, |time| time.min(LATEST_TIME))
         };
         let fresh = || Cursor { session: request.session, pass: Pass::first(&session.tracks), position: None };
         let (cursor, from, clock) = match &request.begin {
