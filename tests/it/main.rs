@@ -15,6 +15,7 @@
 
 mod harness;
 
+mod bad_input;
 mod migrations;
 mod play;
 mod record;
