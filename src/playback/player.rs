@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +17,7 @@ use super::{Begin, Cursor, Pass, PlayRequest, pacer::Pacer};
 use crate::{
     changes::{Changes, Following},
     error::{Error, Result},
-    model::{Session, StoredAction, Track},
+    model::{LATEST_TIME, Session, StoredAction, Track},
     store::{ActionQuery, SeqWindow, Store},
 };
 
@@ -39,9 +39,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Senders' clocks differ, and their batches arrive out of step: what a pass brings is first looked for this far before the
 /// latest action known, and only if something is missing there in the whole session.
 const OUT_OF_STEP: TimeDelta = TimeDelta::seconds(60);
-
-/// The last day of year 9999, later than any action: SQLite compares times as texts, in which years have four digits.
-const LAST: DateTime<Utc> = NaiveDate::from_ymd_opt(9999, 12, 31).expect("a date").and_time(NaiveTime::MIN).and_utc();
 
 /// What a playback sends.
 pub enum PlayEvent {
@@ -111,7 +108,7 @@ impl Player {
         let started_at = request.session.started_at();
         let at = |offset: Duration| {
             let offset = TimeDelta::from_std(offset).unwrap_or(TimeDelta::MAX);
-            started_at.checked_add_signed(offset).map_or(LAST, |time| time.min(LAST))
+            started_at.checked_add_signed(offset).map_or(LATEST_TIME, |time| time.min(LATEST_TIME))
         };
         let fresh = || Cursor { session: request.session, pass: Pass::first(&session.tracks), position: None };
         let (cursor, from, clock) = match &request.begin {

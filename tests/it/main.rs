@@ -15,6 +15,7 @@
 
 mod harness;
 
+mod bad_input;
 mod memory;
 mod migrations;
 mod play;
