@@ -39,6 +39,17 @@ impl Pass {
         Self { low: self.high, high: last_seqs(tracks) }
     }
 
+    /// The pass as far as the session has these tracks: what comes from outside may name any number of others.
+    #[must_use]
+    pub fn within(self, tracks: &[Track]) -> Self {
+        let last_seqs = last_seqs(tracks);
+        let clip = |seqs: BTreeMap<i16, i64>| {
+            let known = seqs.into_iter().filter_map(|(track, seq)| Some((track, seq.min(*last_seqs.get(&track)?))));
+            known.collect()
+        };
+        Self { low: clip(self.low), high: clip(self.high) }
+    }
+
     /// The pass with nothing left to play.
     #[must_use]
     pub fn over(self) -> Self {

@@ -114,7 +114,11 @@ impl Player {
         let (cursor, from, clock) = match &request.begin {
             Begin::FirstAction => (fresh(), None, Some(started_at)),
             Begin::Offset(offset) => (fresh(), Some(at(*offset)).filter(|_| !offset.is_zero()), Some(at(*offset))),
-            Begin::Cursor(cursor) => (cursor.clone(), None, cursor.position.map(|position| position.timestamp)),
+            Begin::Cursor(cursor) => {
+                let pass = cursor.pass.clone().within(&session.tracks);
+                let clock = cursor.position.map(|position| position.timestamp);
+                (Cursor { pass, ..cursor.clone() }, None, clock)
+            }
         };
         let mut player = Self {
             pacer: Pacer::start(clock, request.speed, request.max_idle),
