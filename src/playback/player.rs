@@ -283,11 +283,11 @@ impl Player {
         Ok(from.filter(|_| is_all))
     }
 
+    /// What the pass reads: of tracks that are there only, as a made-up cursor may name more than fit into a statement.
     fn windows(&self) -> Vec<SeqWindow> {
         let sources = &self.request.sources;
-        self.cursor.pass.windows(|track| {
-            sources.is_empty() || self.sources.get(&track).is_some_and(|source| sources.contains(source))
-        })
+        let is_wanted = |source: &String| sources.is_empty() || sources.contains(source);
+        self.cursor.pass.windows(|track| self.sources.get(&track).is_some_and(is_wanted))
     }
 
     /// Takes note of the tracks as they are now.

@@ -13,18 +13,18 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use prost::Message as _;
-use prost_types::FileDescriptorSet;
-use reel::proto::{ListUsersRequest, PlaySessionRequest, play_session_request::Begin};
+use reel::proto::{ListUsersRequest, PlaySessionRequest, SessionEnd, SessionStart, play_session_request::Begin};
+use tonic_types::StatusExt as _;
 
 use self::{table::Table, wire::Wire, world::World};
 use crate::{
-    harness::{Backend, Reel, clicks, play, seconds},
+    harness::{Backend, Reel, batch, clicks, end, play, rpc_paths, seconds, start},
     on_both_databases,
 };
 
 on_both_databases!(
     every_bad_request_gets_its_documented_status_and_harms_nothing,
+    errors_say_the_limit_or_where_to_go_on_in_their_metadata,
     offsets_beyond_all_times_are_the_end_of_time,
     a_page_has_50_entries_where_nothing_is_said_and_1000_at_most,
 );
@@ -55,6 +55,33 @@ async fn still_works(reel: &Reel, world: &World) {
     let session = reel.start_session().await;
     assert_eq!(reel.append(&session, "", 1, clicks(0..3)).await.unwrap().accepted_count, 3);
     assert_eq!(reel.play_all(&session).await.len(), 3);
+}
+
+async fn errors_say_the_limit_or_where_to_go_on_in_their_metadata(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let world = World::make(&reel).await;
+    let with_one_more = SessionStart { attributes: [("64".to_owned(), String::new())].into(), ..Default::default() };
+    let incomplete = SessionEnd { last_seqs: [("main".to_owned(), 5)].into(), ..Default::default() };
+    let session = world.session.as_str();
+    for (request, reason, metadata) in [
+        (
+            batch(session, "", 5, vec![]),
+            "SEQUENCE_GAP",
+            vec![("session_id", session), ("source", "main"), ("expected_seq", "4"), ("received_seq", "5")],
+        ),
+        (
+            end(session, incomplete),
+            "TRACK_INCOMPLETE",
+            vec![("session_id", session), ("source", "main"), ("committed_seq", "3"), ("last_seq", "5")],
+        ),
+        (batch(&world.full, "64", 1, clicks(0..1)), "TOO_MANY_TRACKS", vec![("limit", "64")]),
+        (start(&world.full, with_one_more), "TOO_MANY_ATTRIBUTES", vec![("count", "65"), ("limit", "64")]),
+    ] {
+        let status = reel.send(request).await.unwrap_err();
+        let info = status.get_error_details().error_info().cloned().unwrap();
+        let expected = metadata.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        assert_eq!((info.reason.as_str(), info.metadata), (reason, expected));
+    }
 }
 
 async fn offsets_beyond_all_times_are_the_end_of_time(backend: Backend) {
@@ -89,17 +116,6 @@ async fn every_rpc_has_a_row_of_bad_input() {
     let (reel, _database) = Reel::start(Backend::Sqlite).await;
     let table = table(&World::make(&reel).await);
     let tried: BTreeSet<_> = table.rows.iter().map(|row| row.call.path).collect();
-    let without: Vec<_> = methods().into_iter().filter(|path| !tried.contains(path.as_str())).collect();
+    let without: Vec<_> = rpc_paths().into_iter().filter(|path| !tried.contains(path.as_str())).collect();
     assert!(without.is_empty(), "no bad input for {without:?}");
-}
-
-/// The paths of all RPCs of this service.
-fn methods() -> Vec<String> {
-    let descriptors = FileDescriptorSet::decode(reel::proto::DESCRIPTORS).unwrap();
-    let files = descriptors.file.iter().filter(|file| file.package().starts_with("reel."));
-    let services = files.flat_map(|file| file.service.iter().map(|service| (file.package(), service)));
-    let methods = services.flat_map(|(package, service)| {
-        service.method.iter().map(move |method| format!("/{package}.{}/{}", service.name(), method.name()))
-    });
-    methods.collect()
 }

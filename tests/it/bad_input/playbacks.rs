@@ -143,8 +143,10 @@ fn cursors(table: &mut Table, world: &World) {
     };
     let latest = DateTime::<chrono::Utc>::MAX_UTC.timestamp_micros();
     let earliest = DateTime::<chrono::Utc>::MIN_UTC.timestamp_micros();
+    let every_track: Vec<_> = (0..i16::MAX).map(|track| (track, 7)).collect();
     for (name, cursor, expected) in [
         ("of tracks that are not there", sealed(&[], &[(1, 7), (i16::MAX, 7)], None), ACCEPTED),
+        ("of more tracks than any session has", sealed(&[], &every_track, None), ACCEPTED),
         ("beyond the end", sealed(&[], &[(0, i64::MAX)], None), ACCEPTED),
         ("of the last year", sealed(&[], &[(0, 3)], Some(latest)), invalid("cursor")),
         ("of the first year", sealed(&[], &[(0, 3)], Some(earliest)), invalid("cursor")),

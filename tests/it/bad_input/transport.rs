@@ -13,13 +13,15 @@ use sea_orm::{ConnectionTrait as _, TransactionTrait as _};
 use tonic::{Code, Status};
 
 use super::{
-    methods, still_works,
+    still_works,
     table::{ACCEPTED, Expected, fault, refused},
     wire::{Answer, Head, Wire, frame, frame_header},
     world::World,
 };
 use crate::{
-    harness::{Backend, NOON_MS, Reel, TestDatabase, batch, click, metadata, play, reason, session_id, user},
+    harness::{
+        Backend, NOON_MS, Reel, TestDatabase, batch, click, metadata, play, reason, rpc_paths, session_id, user,
+    },
     on_both_databases,
 };
 
@@ -110,7 +112,7 @@ async fn bytes_that_are_no_request_get_their_documented_status_from_every_rpc(ba
         faults.extend(fault.map(|fault| format!("{path} of {name}: {fault}")));
     };
     let rows = rows();
-    for path in methods() {
+    for path in rpc_paths() {
         for (name, headers, body, expected) in &rows {
             let head = headers.iter().fold(Head::of(&path), |head, (name, value)| head.with(name, *value));
             check(name, head, body.clone(), *expected).await;

@@ -1,4 +1,4 @@
-//! Rows about uploads. Each goes through RecordActions and through StreamActions.
+//! Rows about uploads. Each goes through both RPCs for uploads.
 
 use prost_types::Timestamp;
 use reel::proto::{Action, RecordActionsRequest, SessionEnd, SessionStart, User};
