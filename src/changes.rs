@@ -83,14 +83,14 @@ impl Changes {
             match store.changes_listen().await {
                 Ok(None) => return,
                 Ok(Some(mut listener)) => {
+                    // Something may have been missed before.
+                    self.wake_all();
                     while let Ok(Some(changed)) = listener.next().await {
                         changed.into_iter().for_each(|session| self.wake(session));
                     }
                 }
                 Err(error) => tracing::warn!(%error, "cannot listen to other processes"),
             }
-            // Something may have been missed.
-            self.wake_all();
             sleep(LISTEN_AGAIN_AFTER).await;
         }
     }

@@ -61,8 +61,8 @@ impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let without_parameters = self.0.split('?').next().unwrap_or_default();
         match without_parameters.rsplit_once('@') {
-            Some((_, place)) => write!(f, "postgres://{place}"),
-            None => f.write_str(without_parameters),
+            Some((_, place)) if !self.is_sqlite() => write!(f, "postgres://{place}"),
+            _ => f.write_str(without_parameters),
         }
     }
 }

@@ -50,8 +50,8 @@ pub enum Error {
     /// The session belongs to another user already.
     #[error("the session belongs to another user")]
     SessionOfAnotherUser,
-    /// The session would have more attributes than a session may have.
-    #[error("the session has {count} attributes, {limit} are allowed")]
+    /// The session, or user, would have more attributes than it may have.
+    #[error("there would be {count} attributes, {limit} are allowed")]
     TooManyAttributes {
         /// How many the session would have.
         count: usize,

@@ -106,16 +106,22 @@ pub async fn run(
     Ok(())
 }
 
+/// Streams of a connection at once.
+const MAX_STREAMS: u32 = 256;
+
+/// Bytes of a stream that may be on their way, or here and not read.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+
 /// The limits of HTTP/2. tonic's own defaults leave the first two open.
 fn builder() -> Server {
     Server::builder()
-        .max_concurrent_streams(512)
+        .max_concurrent_streams(MAX_STREAMS)
         .http2_max_local_error_reset_streams(Some(1_024))
         .http2_max_pending_accept_reset_streams(Some(20))
         .http2_max_header_list_size(16 << 10)
-        .initial_stream_window_size(1 << 20)
-        // Several times a stream's, so that one upload that nobody reads does not hold up the others of its connection.
-        .initial_connection_window_size(8 << 20)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        // Room for all of them: uploads that wait to be let in must not shut the window of those that are in.
+        .initial_connection_window_size(MAX_STREAMS * STREAM_WINDOW_BYTES)
         .http2_keepalive_interval(Some(Duration::from_mins(1)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
 }

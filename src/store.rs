@@ -32,8 +32,15 @@ pub use prepare::Unfit;
 /// How long a request waits for a connection before it is told that the database is unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The same for SQLite's one writer, whose queue everybody is in. Nothing but the disk makes it wait.
+const SQLITE_WRITER_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How long a statement of a request may run.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a statement waits for others: less than requests wait for a connection, so that those who wait for one session
+/// are not taken for a database that is away.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long SQLite waits for another process's write lock.
 const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,6 +53,8 @@ pub struct Store {
     write: DatabaseConnection,
     /// For what only reads, so that playback cannot starve ingest of connections.
     read: DatabaseConnection,
+    /// For asking whether the database is there, however busy the other connections are.
+    probe: DatabaseConnection,
     backend: DatabaseBackend,
     known_partitions: Arc<partition::KnownPartitions>,
 }
@@ -54,26 +63,27 @@ impl Store {
     /// Opens the database without connecting to it yet: connections are made when they are needed, so that a service may
     /// start before its database.
     pub async fn open(url: &DatabaseUrl, connections: u32) -> Result<Self, Unfit> {
-        let (write, read) = if url.is_sqlite() {
-            (sqlite_options(url, 1, false), sqlite_options(url, connections.max(1), true))
+        let (write, read, probe) = if url.is_sqlite() {
+            (sqlite_options(url, 1, false), sqlite_options(url, connections.max(1), true), sqlite_options(url, 1, true))
         } else {
-            (postgres_options(url, connections.max(2)), postgres_options(url, connections.max(2)))
+            // One more reader for good: it listens to other processes.
+            let connections = connections.max(2);
+            (postgres_options(url, connections), postgres_options(url, connections + 1), postgres_options(url, 1))
         };
         let (write, read) = (Database::connect(write).await?, Database::connect(read).await?);
+        let probe = Database::connect(probe).await?;
         let backend = write.get_database_backend();
-        Ok(Self { write, read, backend, known_partitions: Arc::default() })
+        Ok(Self { write, read, probe, backend, known_partitions: Arc::default() })
     }
 
-    /// Whether the database answers, for readers and for writers.
+    /// Whether the database answers.
     pub async fn ping(&self) -> Result<()> {
-        self.write.ping().await?;
-        self.read.ping().await?;
-        Ok(())
+        Ok(self.probe.ping().await?)
     }
 
     /// Closes all connections, when what runs on them has ended.
     pub async fn close(&self) {
-        for connection in [&self.write, &self.read] {
+        for connection in [&self.write, &self.read, &self.probe] {
             if let Err(error) = connection.clone().close().await {
                 tracing::warn!(%error, "a connection pool did not close");
             }
@@ -112,7 +122,7 @@ fn postgres_options(url: &DatabaseUrl, connections: u32) -> ConnectOptions {
             // A generic plan locks every partition and every index of it, even where it reads one.
             ("plan_cache_mode", "force_custom_plan"),
             ("statement_timeout", &millis(STATEMENT_TIMEOUT)),
-            ("lock_timeout", "5000"),
+            ("lock_timeout", &millis(LOCK_TIMEOUT)),
             ("idle_in_transaction_session_timeout", "10000"),
         ])
     });
@@ -121,6 +131,9 @@ fn postgres_options(url: &DatabaseUrl, connections: u32) -> ConnectOptions {
 
 fn sqlite_options(url: &DatabaseUrl, connections: u32, read_only: bool) -> ConnectOptions {
     let mut options = common_options(url, connections);
+    if !read_only {
+        options.acquire_timeout(SQLITE_WRITER_TIMEOUT);
+    }
     options.max_lifetime(None).idle_timeout(None).map_sqlx_sqlite_opts(move |options| {
         let options = options
             .create_if_missing(true)

@@ -221,7 +221,7 @@ pub fn parse_update_session(request: proto::UpdateSessionRequest, limits: &Limit
     Ok(AttributeChanges { session, removed: request.removed_attributes, set: request.attributes.into_iter().collect() })
 }
 
-/// The number of entries of a page, and the token's place.
+/// The number of entries of a page.
 pub fn page_size(asked: i32) -> Result<u64> {
     match u64::try_from(asked) {
         Ok(0) => Ok(DEFAULT_PAGE_SIZE),

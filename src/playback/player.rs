@@ -113,7 +113,7 @@ impl Player {
         let fresh = || Cursor { session: request.session, pass: Pass::first(&session.tracks), position: None };
         let (cursor, from, clock) = match &request.begin {
             Begin::FirstAction => (fresh(), None, Some(started_at)),
-            Begin::Offset(offset) => (fresh(), Some(at(*offset)).filter(|_| !offset.is_zero()), Some(at(*offset))),
+            Begin::Offset(offset) => (fresh(), Some(at(*offset)), Some(at(*offset))),
             Begin::Cursor(cursor) => {
                 let pass = cursor.pass.clone().within(&session.tracks);
                 let clock = cursor.position.map(|position| position.timestamp);
@@ -168,7 +168,11 @@ impl Player {
                 self.read_more().await?;
             } else if !self.begin_next_pass().await? {
                 self.stage = Stage::Over;
-                let cursor = Cursor { pass: self.cursor.pass.clone().over(), position: None, ..self.cursor.clone() };
+                let cursor = match self.until {
+                    None => Cursor { pass: self.cursor.pass.clone().over(), position: None, ..self.cursor.clone() },
+                    // What lies after it has not been played.
+                    Some(_) => self.cursor.clone(),
+                };
                 return Ok(Some(PlayEvent::End { action_count: self.sent, cursor: cursor.encode() }));
             }
         }

@@ -17,9 +17,12 @@ use tokio::{
 use tokio_stream::Stream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-/// How long a peer may take to say its first byte. Nothing else guards against peers that connect and say nothing: HTTP/2
+/// How long a peer may take to say its preface. Nothing else guards against peers that connect and say nothing: HTTP/2
 /// keepalive begins only after the handshake, and shutting down waits for it.
-const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(10);
+const PREFACE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Bytes of the preface (RFC 9113 §3.4).
+const PREFACE_BYTES: usize = 24;
 
 /// How long to go on reading, after the last word, from a peer that is still sending: a socket that is closed with unread
 /// bytes in it resets the connection, and the peer never sees the status that it was sent.
@@ -40,8 +43,8 @@ pub(super) fn accept(listener: TcpListener, limit: usize) -> impl Stream<Item = 
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(%error, "nodelay not set");
                     }
-                    let silent = Some(Box::pin(sleep(FIRST_BYTE_WITHIN)));
-                    let connection = Connection { stream, silent, lingering: None, _permit: permit };
+                    let silent = Some(Box::pin(sleep(PREFACE_WITHIN)));
+                    let connection = Connection { stream, silent, received: 0, lingering: None, _permit: permit };
                     return Some((Ok(connection), (listener, permits)));
                 }
                 Err(error) => {
@@ -56,8 +59,10 @@ pub(super) fn accept(listener: TcpListener, limit: usize) -> impl Stream<Item = 
 /// One connection.
 pub(super) struct Connection {
     stream: TcpStream,
-    /// Runs until the first byte.
+    /// Runs until the preface is here.
     silent: Option<Pin<Box<Sleep>>>,
+    /// Bytes of the preface that are here.
+    received: usize,
     /// Runs from the last word on.
     lingering: Option<Pin<Box<Sleep>>>,
     /// Given back when the connection ends.
@@ -75,9 +80,13 @@ impl Connected for Connection {
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let before = buffer.filled().len();
         match Pin::new(&mut this.stream).poll_read(cx, buffer) {
             Poll::Ready(read) => {
-                this.silent = None;
+                this.received = (this.received + buffer.filled().len() - before).min(PREFACE_BYTES);
+                if this.received == PREFACE_BYTES {
+                    this.silent = None;
+                }
                 Poll::Ready(read)
             }
             Poll::Pending => {

@@ -2,7 +2,7 @@
 //! status with details whoever made it, and one line in the log.
 
 use std::{
-    panic::AssertUnwindSafe,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc,
@@ -220,7 +220,12 @@ impl http_body::Body for RpcBody {
         {
             return Poll::Ready(Some(Ok(this.cut_off(Error::DeadlineExceeded))));
         }
-        let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
+        let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.inner).poll_frame(cx)));
+        let Ok(polled) = polled else {
+            tracing::error!("a stream broke down");
+            return Poll::Ready(Some(Ok(this.cut_off(Error::Internal))));
+        };
+        let Poll::Ready(frame) = polled else {
             return match &mut this.drained {
                 Some(drained) => drained.as_mut().poll(cx).map(|()| Some(Ok(this.cut_off(Error::Draining)))),
                 None => Poll::Pending,

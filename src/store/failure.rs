@@ -117,7 +117,8 @@ impl Cause {
     /// See <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
     fn of_sqlstate(code: &str) -> Self {
         match code {
-            "40001" | "40P01" | "55P03" => Self::Contention,
+            // The last: a partition was made while a row was on its way into the default one.
+            "40001" | "40P01" | "55P03" | "23514" => Self::Contention,
             "23505" => Self::UniqueViolation,
             "23503" => Self::ForeignKeyViolation,
             "57014" => Self::Timeout,
@@ -215,6 +216,7 @@ mod tests {
     fn codes_mean_what_the_databases_say_they_mean() {
         for (code, cause) in [
             ("40P01", Cause::Contention),
+            ("23514", Cause::Contention),
             ("23505", Cause::UniqueViolation),
             ("57014", Cause::Timeout),
             ("57P01", Cause::Unavailable),

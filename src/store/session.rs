@@ -2,9 +2,9 @@
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait as _, ColumnTrait as _, Condition, ConnectionTrait as _, DatabaseTransaction, EntityTrait as _,
+    ActiveModelTrait as _, ColumnTrait as _, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait as _,
     ExprTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, QueryTrait as _, Set,
-    sea_query::{Expr, LockType, OnConflict, SelectStatement},
+    sea_query::{Expr, LockType, OnConflict},
 };
 
 use super::{
@@ -25,8 +25,10 @@ const ERASURE_STEP: u64 = 100;
 impl Store {
     /// Starts a session, or finds it started and merges what is known of it.
     pub async fn session_start(&self, start: &SessionStart, now: DateTime<Utc>, max_attributes: usize) -> Result<()> {
-        // In transactions of their own and before the session's: distributed PostgreSQL wants it so.
+        // In transactions of their own and before the session's: distributed PostgreSQL wants it so. Looked at first, so
+        // that a start that will be refused leaves nothing of its user behind.
         if let Some(user) = &start.user {
+            self.session_check_start(start.id, &user.id).await?;
             self.user_upsert(user.clone(), max_attributes).await?;
         }
         self.partition_ensure_for(start.id).await;
@@ -36,6 +38,18 @@ impl Store {
                 Ok(()) => return Ok(()),
                 Err(failure) => attempts.again_after(failure).await?,
             }
+        }
+    }
+
+    /// Fails if a session cannot be started, or started again, by this user.
+    async fn session_check_start(&self, id: SessionId, user_id: &str) -> Result<()> {
+        if is_erased(&self.write, id).await? {
+            return Err(Error::SessionErased);
+        }
+        let stored = session::Entity::find_by_id(id.as_uuid()).one(&self.write).await?;
+        match stored.and_then(|stored| stored.user_id) {
+            Some(owner) if owner != user_id => Err(Error::SessionOfAnotherUser),
+            _ => Ok(()),
         }
     }
 
@@ -320,7 +334,7 @@ impl Store {
                     Err(error) => return Err(error),
                 }
             }
-            if sessions.is_empty() && self.user_delete_if_without_sessions(user_id).await? {
+            if sessions.is_empty() && self.user_delete(user_id).await? {
                 return Ok(erased);
             }
         }
@@ -333,13 +347,9 @@ fn default_end(session: &session::Model, tracks: &[Track]) -> DateTime<Utc> {
     std::cmp::max(session.started_at, last_action_at.unwrap_or(session.started_at))
 }
 
-/// The users among these who have sessions.
-pub(super) fn of_user(id: &str) -> SelectStatement {
-    session::Entity::find()
-        .select_only()
-        .column(session::Column::UserId)
-        .filter(session::Column::UserId.eq(id))
-        .into_query()
+/// Whether a user has sessions.
+pub(super) async fn user_has_sessions(tx: &DatabaseTransaction, user_id: &str) -> Result<bool, DbErr> {
+    Ok(session::Entity::find().filter(session::Column::UserId.eq(user_id)).one(tx).await?.is_some())
 }
 
 fn check_count(attributes: &Attributes, limit: usize) -> Result<()> {
@@ -347,11 +357,11 @@ fn check_count(attributes: &Attributes, limit: usize) -> Result<()> {
     if count > limit { Err(Error::TooManyAttributes { count, limit }) } else { Ok(()) }
 }
 
-async fn is_erased(tx: &DatabaseTransaction, id: SessionId) -> Result<bool, Failure> {
-    Ok(tombstone::Entity::find_by_id(id.as_uuid()).one(tx).await?.is_some())
+async fn is_erased(connection: &impl ConnectionTrait, id: SessionId) -> Result<bool, DbErr> {
+    Ok(tombstone::Entity::find_by_id(id.as_uuid()).one(connection).await?.is_some())
 }
 
 /// Why a session is not there: it was erased, or it never was.
-pub(super) async fn absent(tx: &DatabaseTransaction, id: SessionId) -> Result<Error, Failure> {
+pub(super) async fn absent(tx: &DatabaseTransaction, id: SessionId) -> Result<Error, DbErr> {
     Ok(if is_erased(tx, id).await? { Error::SessionErased } else { Error::SessionNotFound })
 }

@@ -9,6 +9,7 @@ use super::{
     Store,
     entity::user,
     failure::{Attempts, Failure},
+    session::user_has_sessions,
 };
 use crate::{
     error::{Error, Result},
@@ -71,14 +72,20 @@ impl Store {
         Ok(users.all(&self.read).await?.into_iter().map(from_row).collect())
     }
 
-    /// Removes a user without sessions. Returns whether it is gone.
-    pub(super) async fn user_delete_if_without_sessions(&self, id: &str) -> Result<bool> {
-        let has_sessions = super::session::of_user(id);
-        let delete = user::Entity::delete_many()
-            .filter(user::Column::Id.eq(id))
-            .filter(user::Column::Id.not_in_subquery(has_sessions));
-        delete.exec(&self.write).await?;
-        Ok(user::Entity::find_by_id(id).one(&self.write).await?.is_none())
+    /// Removes a user, if it has no sessions. Returns whether it is gone.
+    pub(super) async fn user_delete(&self, id: &str) -> Result<bool> {
+        let tx = self.begin().await?;
+        // Whoever starts a session of the user holds this lock until it is committed; only a statement that begins after
+        // that sees the session.
+        if user::Entity::find_by_id(id).lock_exclusive().one(&tx).await?.is_none() {
+            return Ok(true);
+        }
+        if user_has_sessions(&tx, id).await? {
+            return Ok(false);
+        }
+        user::Entity::delete_by_id(id).exec(&tx).await?;
+        tx.commit().await?;
+        Ok(true)
     }
 }
 
