@@ -121,7 +121,7 @@ fn summarize(output: &mut impl Write, label: &str, imported: &Imported, list: bo
     match failure {
         None => writeln!(output, "{label}: {}, {tally}", counted(sessions.len() as u64, "session"))?,
         Some(_) if tally.action_count() > 0 => writeln!(output, "{label}: broken off after {tally}")?,
-        Some(_) => {}
+        Some(_) => return Ok(()),
     }
     if list || sessions.len() <= FEW_SESSIONS {
         for session in sessions {

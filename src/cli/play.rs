@@ -97,8 +97,9 @@ pub(super) async fn play(args: PlayArgs) -> Result<(), Failure> {
             Ok(None) => return Ok(()),
             Err(failure) => {
                 if let Some(cursor) = playback.cursor() {
-                    eprintln!("reel: what was printed ends at a cursor; go on from there with");
-                    eprintln!("  reel play {} --cursor {cursor}", args.session);
+                    let session = &args.session;
+                    eprintln!("reel: to go on after what was printed, with the other options as before:");
+                    eprintln!("  reel play {session} --cursor {cursor}");
                 }
                 return Err(failure);
             }

@@ -159,7 +159,7 @@ impl Batches {
         let session = &mut self.sessions[session_index];
         let bytes = action.encoded_len();
         let track = &session.tracks[track_index];
-        if track.batch.len() >= self.max_actions || track.batch_bytes + bytes > BATCH_BYTES {
+        if track.batch_bytes + bytes > BATCH_BYTES {
             self.open_bytes -= track.batch_bytes;
             session.send(track_index, &mut self.ready);
         }
@@ -168,6 +168,10 @@ impl Batches {
         track.batch.push(action);
         track.batch_bytes += bytes;
         self.open_bytes += bytes;
+        if track.batch.len() >= self.max_actions {
+            self.open_bytes -= track.batch_bytes;
+            session.send(track_index, &mut self.ready);
+        }
         if self.open_bytes > OPEN_BYTES {
             self.flush();
         }
@@ -308,7 +312,7 @@ mod tests {
         let lines = [line("a", "", 1), line("b", "", 2), line("a", "", 3), line("a", "", 4), line("b", "", 5), named];
         assert_eq!(take(&mut batches, &lines), Ok(()));
         assert!(batches.finish(false).is_ok());
-        assert_eq!(sent(&mut batches), ["start ", "main 1+2", "start ada", "main 3+2", "start ", "main 1+2"]);
+        assert_eq!(sent(&mut batches), ["start ", "main 1+2", "start ", "main 1+2", "start ada", "main 3+2"]);
         assert_eq!(batches.into_sessions().iter().map(|session| &*session.name).collect::<Vec<_>>(), ["a", "b"]);
     }
 

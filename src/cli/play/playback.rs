@@ -24,6 +24,8 @@ pub(in crate::cli) struct Playback {
     patience: Patience,
     /// What is left to play.
     request: PlaySessionRequest,
+    /// Whether there was a page.
+    has_played: bool,
     /// None before the first page, and after the stream broke.
     stream: Option<Streaming<PlaySessionResponse>>,
     /// When the stream was opened last.
@@ -33,13 +35,20 @@ pub(in crate::cli) struct Playback {
 impl Playback {
     pub(in crate::cli) fn new(service: &Service, request: PlaySessionRequest) -> Self {
         let client = PlaybackServiceClient::new(service.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        Self { client, patience: service.patience(), request, stream: None, opened_at: Instant::now() }
+        Self {
+            client,
+            patience: service.patience(),
+            request,
+            has_played: false,
+            stream: None,
+            opened_at: Instant::now(),
+        }
     }
 
-    /// Where to resume after the last page, if anything says so.
+    /// Where to resume after the last page, if there was one.
     pub(in crate::cli) fn cursor(&self) -> Option<&str> {
         match &self.request.begin {
-            Some(Begin::Cursor(cursor)) => Some(cursor),
+            Some(Begin::Cursor(cursor)) if self.has_played => Some(cursor),
             _ => None,
         }
     }
@@ -70,6 +79,7 @@ impl Playback {
             match response.event {
                 Some(Event::Actions(page)) => {
                     self.patience.progress();
+                    self.has_played = true;
                     self.request.begin = Some(Begin::Cursor(page.cursor));
                     return Ok(Some(page.actions));
                 }
