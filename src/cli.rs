@@ -77,7 +77,11 @@ impl Cli {
 
 /// Logs to standard error, from this level on unless `RUST_LOG` says otherwise.
 fn log_at(level: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    // At its finest level it says the database's URL, password and all.
+    if let Ok(quiet) = "sea_orm=info".parse() {
+        filter = filter.add_directive(quiet);
+    }
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 

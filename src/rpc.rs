@@ -7,7 +7,7 @@ mod user;
 
 use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{changes::Changes, config::Limits, ingest::Writer, store::Store};
 
@@ -18,6 +18,8 @@ pub(crate) struct Services {
     pub(crate) writer: Writer,
     pub(crate) changes: Arc<Changes>,
     pub(crate) limits: Limits,
+    /// What is under way and must not be cut in half: shutting down waits for it.
+    pub(crate) tasks: TaskTracker,
     /// Cancelled when the service shuts down: streams end.
     pub(crate) drain: CancellationToken,
 }

@@ -57,6 +57,7 @@ pub async fn run(
         store: store.clone(),
         writer,
         changes: Arc::clone(&changes),
+        tasks: writes.clone(),
         limits: args.limits,
         drain: drain.clone(),
     };

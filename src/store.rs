@@ -24,7 +24,7 @@ mod session;
 mod track;
 mod user;
 
-pub use action::{ActionQuery, SeqWindow};
+pub use action::{ActionQuery, ActionRows, SeqWindow};
 pub use changes::ChangeListener;
 pub use partition::PARTITION_DAYS_AHEAD;
 pub use prepare::Unfit;

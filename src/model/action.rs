@@ -56,6 +56,13 @@ pub struct StoredAction {
 }
 
 impl StoredAction {
+    /// About the bytes that it takes in memory and in a message.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        const FIELDS: usize = 64;
+        self.action.kind.len() + self.action.target.len() + self.action.data.len() + FIELDS
+    }
+
     /// The action's place in the session's playback.
     #[must_use]
     pub fn position(&self) -> Position {

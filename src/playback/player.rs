@@ -27,8 +27,8 @@ const PAGE_BYTES: usize = 1 << 20;
 /// The most rows that are read at once.
 const MAX_ROWS: u64 = 1_000;
 
-/// The rows that are read before anything is known of their size: at most 32 MiB.
-const FIRST_ROWS: u64 = 32;
+/// The rows that are read before anything is known of their size.
+const FIRST_ROWS: u64 = 64;
 
 /// Actions due within this time of each other are sent together.
 const TOGETHER: Duration = Duration::from_millis(5);
@@ -184,7 +184,7 @@ impl Player {
         let mut bytes = 0;
         let mut horizon = Instant::now();
         while let Some(stored) = self.read.front() {
-            bytes += size(stored);
+            bytes += stored.size();
             if !actions.is_empty() && bytes > PAGE_BYTES {
                 break;
             }
@@ -218,27 +218,26 @@ impl Player {
     /// Reads the next rows of the pass.
     async fn read_more(&mut self) -> Result<()> {
         let windows = self.windows();
-        let rows = if windows.is_empty() {
-            Vec::new()
-        } else {
-            let query = ActionQuery {
-                session: self.request.session,
-                windows: &windows,
-                after: self.cursor.position,
-                from: self.from.max(self.pass_from),
-                until: self.until,
-                types: &self.request.types,
-            };
-            self.store.action_page(&query, self.next_rows).await?
-        };
-        let count = u64::try_from(rows.len()).unwrap_or(u64::MAX);
-        self.pass_read = count < self.next_rows;
-        let bytes: usize = rows.iter().map(size).sum();
-        if let Some(bytes_a_row) = bytes.checked_div(rows.len()) {
-            let fitting = u64::try_from(PAGE_BYTES / bytes_a_row.max(1)).unwrap_or(MAX_ROWS);
-            self.next_rows = fitting.clamp(FIRST_ROWS, MAX_ROWS);
+        if windows.is_empty() {
+            self.pass_read = true;
+            return Ok(());
         }
-        self.read = rows.into();
+        let query = ActionQuery {
+            session: self.request.session,
+            windows: &windows,
+            after: self.cursor.position,
+            from: self.from.max(self.pass_from),
+            until: self.until,
+            types: &self.request.types,
+        };
+        let rows = self.store.action_page(&query, self.next_rows, PAGE_BYTES).await?;
+        self.pass_read = rows.is_last;
+        if let Some(bytes_a_row) = rows.bytes.checked_div(rows.actions.len()) {
+            // Rows beyond the page's bytes would be read by the database for nothing.
+            let fitting = u64::try_from(PAGE_BYTES / bytes_a_row.max(1)).unwrap_or(MAX_ROWS);
+            self.next_rows = fitting.clamp(1, MAX_ROWS);
+        }
+        self.read = rows.actions;
         Ok(())
     }
 
@@ -299,10 +298,4 @@ impl Player {
         self.last_action_at = tracks.iter().filter_map(|track| track.last_action_at).max();
         self.sources = tracks.iter().map(|track| (track.number, track.source.clone())).collect();
     }
-}
-
-/// About the bytes that an action takes in a message.
-fn size(stored: &StoredAction) -> usize {
-    const FIELDS: usize = 64;
-    stored.action.kind.len() + stored.action.target.len() + stored.action.data.len() + FIELDS
 }

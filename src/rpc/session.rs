@@ -1,6 +1,7 @@
 //! `reel.v1.SessionService`.
 
 use chrono::Utc;
+use prost::Message;
 use tonic::{Request, Response, Status};
 
 use super::Services;
@@ -34,9 +35,9 @@ impl SessionService for Services {
         let after = PageToken::parse(&request.page_token, &scope, |id| id.parse().ok())?;
 
         // One more than asked for tells whether there is a next page.
-        let mut sessions = self.store.session_list(&filter, after, size + 1).await?;
-        let next_page_token = next_page_token(&mut sessions, size, &scope, |session| session.id.to_string());
-        let sessions = sessions.into_iter().map(session_to_proto).collect();
+        let sessions = self.store.session_list(&filter, after, size + 1).await?;
+        let mut sessions = sessions.into_iter().map(session_to_proto).collect();
+        let next_page_token = cut_page(&mut sessions, size, &scope, |session| session.id.clone());
         Ok(Response::new(ListSessionsResponse { sessions, next_page_token }))
     }
 
@@ -56,23 +57,34 @@ impl SessionService for Services {
         request: Request<DeleteSessionRequest>,
     ) -> Result<Response<DeleteSessionResponse>, Status> {
         let id = parse_session_id(&request.into_inner().session_id)?;
-        let store = self.store.clone();
+        let services = self.clone();
         // In a task of its own: a caller that goes away cannot cut it in half.
-        let erasure = tokio::spawn(async move { store.session_erase(id, Utc::now()).await });
+        let erasure = self.tasks.spawn(async move {
+            let erased = services.store.session_erase(id, Utc::now()).await;
+            services.changes.announce(id);
+            erased
+        });
         let erased_action_count = erasure.await.unwrap_or(Err(Error::Internal))?;
-        self.changes.announce(id);
         Ok(Response::new(DeleteSessionResponse { erased_action_count }))
     }
 }
 
+/// Bytes of a page at most, unless a single entry has more: clients take messages of 4 MiB unless told otherwise.
+const PAGE_BYTES: usize = 3 << 20;
+
 /// Cuts a list that was read one entry too far to the size of its page, and makes the token for what follows.
-pub(super) fn next_page_token<T>(
+pub(super) fn cut_page<T: Message>(
     entries: &mut Vec<T>,
     size: u64,
     scope: &Scope,
     place: impl Fn(&T) -> String,
 ) -> String {
-    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    let mut bytes = 0;
+    let fitting = entries.iter().take_while(|entry| {
+        bytes += entry.encoded_len();
+        bytes <= PAGE_BYTES
+    });
+    let size = fitting.count().max(1).min(usize::try_from(size).unwrap_or(usize::MAX));
     if entries.len() <= size {
         return String::new();
     }

@@ -3,7 +3,7 @@
 use chrono::Utc;
 use tonic::{Request, Response, Status};
 
-use super::{Services, session::next_page_token};
+use super::{Services, session::cut_page};
 use crate::{
     convert::{PageToken, Scope, page_size, parse_user, parse_user_email, parse_user_id, user_to_proto},
     error::{Error, Result},
@@ -36,9 +36,9 @@ impl UserService for Services {
         let scope = Scope::new("users", &email);
         let after = PageToken::parse(&request.page_token, &scope, |id| parse_user_id("page_token", id).ok())?;
 
-        let mut users = self.store.user_list(email.as_deref(), after.as_deref(), size + 1).await?;
-        let next_page_token = next_page_token(&mut users, size, &scope, |user| user.id.clone());
-        let users = users.into_iter().map(user_to_proto).collect();
+        let users = self.store.user_list(email.as_deref(), after.as_deref(), size + 1).await?;
+        let mut users = users.into_iter().map(user_to_proto).collect();
+        let next_page_token = cut_page(&mut users, size, &scope, |user| user.id.clone());
         Ok(Response::new(ListUsersResponse { users, next_page_token }))
     }
 
@@ -46,7 +46,7 @@ impl UserService for Services {
         let id = parse_user_id("user_id", request.into_inner().user_id)?;
         let store = self.store.clone();
         // In a task of its own: a caller that goes away does not leave it half done.
-        let erasure = tokio::spawn(async move { store.user_erase(&id, Utc::now()).await });
+        let erasure = self.tasks.spawn(async move { store.user_erase(&id, Utc::now()).await });
         let erased = erasure.await.unwrap_or(Err(Error::Internal))?;
         Ok(Response::new(DeleteUserResponse {
             erased_session_count: erased.sessions,

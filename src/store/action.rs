@@ -1,6 +1,9 @@
 //! Queries about actions.
 
+use std::collections::VecDeque;
+
 use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt as _;
 use sea_orm::{
     ColumnTrait as _, Condition, EntityTrait as _, ExprTrait as _, PaginatorTrait as _, QueryFilter as _,
     QueryOrder as _, QuerySelect as _, Select, sea_query::Expr,
@@ -40,18 +43,38 @@ pub struct ActionQuery<'a> {
     pub types: &'a [String],
 }
 
+/// Consecutive actions of a session.
+pub struct ActionRows {
+    /// In the order of playback.
+    pub actions: VecDeque<StoredAction>,
+    /// About the bytes that they take.
+    pub bytes: usize,
+    /// Whether nothing comes after them.
+    pub is_last: bool,
+}
+
 impl Store {
-    /// Reads actions in the order of playback, at most `limit`. Uses the primary key: the cost does not depend on how far
-    /// into the session the page lies.
-    pub async fn action_page(&self, query: &ActionQuery<'_>, limit: u64) -> Result<Vec<StoredAction>> {
-        let rows = select(query)
+    /// Reads actions in the order of playback: at most `max_rows`, and none after those that reach `max_bytes`. Uses the
+    /// primary key: the cost does not depend on how far into the session the page lies.
+    pub async fn action_page(&self, query: &ActionQuery<'_>, max_rows: u64, max_bytes: usize) -> Result<ActionRows> {
+        let mut rows = select(query)
             .order_by_asc(action::Column::Timestamp)
             .order_by_asc(action::Column::Track)
             .order_by_asc(action::Column::Seq)
-            .limit(limit)
-            .all(&self.read)
+            .limit(max_rows)
+            .stream(&self.read)
             .await?;
-        Ok(rows.into_iter().map(from_row).collect())
+        let (mut actions, mut bytes) = (VecDeque::new(), 0);
+        while bytes < max_bytes {
+            let Some(row) = rows.try_next().await? else {
+                let is_last = u64::try_from(actions.len()).is_ok_and(|count| count < max_rows);
+                return Ok(ActionRows { actions, bytes, is_last });
+            };
+            let action = from_row(row);
+            bytes += action.size();
+            actions.push_back(action);
+        }
+        Ok(ActionRows { actions, bytes, is_last: false })
     }
 
     /// Counts actions, in the index alone where no types are asked for.

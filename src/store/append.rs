@@ -4,9 +4,10 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt as _;
 use sea_orm::{
-    ActiveModelTrait as _, ColumnTrait as _, ConnectionTrait as _, DatabaseTransaction, EntityTrait as _,
-    IntoActiveModel as _, PaginatorTrait as _, QueryFilter as _, QuerySelect as _, Set, Statement, Value,
+    ActiveModelTrait as _, ColumnTrait as _, ConnectionTrait as _, DatabaseTransaction, DbErr, EntityTrait as _,
+    IntoActiveModel as _, PaginatorTrait as _, QueryFilter as _, QuerySelect as _, Select, Set, Statement, Value,
     sea_query::{Expr, Query},
 };
 
@@ -209,16 +210,15 @@ async fn compare(
     // The primary key has the timestamp before the seq. What is the same has the same timestamp, so it is found in the
     // range of what arrived; only where something is missing there, the whole session is looked through.
     let times = || actions.iter().map(|action| action.to_store().timestamp);
-    let mut rows = match (times().min(), times().max()) {
+    let mut digests = match (times().min(), times().max()) {
         (Some(first), Some(last)) => {
-            of_seqs.clone().filter(action::Column::Timestamp.between(first, last)).all(tx).await?
+            stored_digests(tx, of_seqs.clone().filter(action::Column::Timestamp.between(first, last))).await?
         }
-        _ => Vec::new(),
+        _ => HashMap::new(),
     };
-    if rows.len() < actions.len() {
-        rows = of_seqs.all(tx).await?;
+    if digests.len() < actions.len() {
+        digests = stored_digests(tx, of_seqs).await?;
     }
-    let digests: HashMap<i64, String> = rows.into_iter().map(|row| (row.seq, stored_digest(row))).collect();
     for (action, seq) in actions.iter().zip(first_seq..) {
         if digests.get(&seq) == Some(&action.digest().to_string()) {
             receipt.duplicate_count += 1;
@@ -231,6 +231,20 @@ async fn compare(
         }
     }
     Ok(())
+}
+
+/// The digests of stored actions by seq. Keeps no more than that of them: a small batch may repeat the seqs of large
+/// actions.
+async fn stored_digests(
+    tx: &DatabaseTransaction,
+    actions: Select<action::Entity>,
+) -> Result<HashMap<i64, String>, DbErr> {
+    let mut rows = actions.stream(tx).await?;
+    let mut digests = HashMap::new();
+    while let Some(row) = rows.try_next().await? {
+        digests.insert(row.seq, stored_digest(row));
+    }
+    Ok(digests)
 }
 
 /// The digest of what was sent when this row was stored.

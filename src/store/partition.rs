@@ -20,6 +20,18 @@ pub const PARTITION_DAYS_AHEAD: u64 = 7;
 /// Sessions of further days lie in the DEFAULT partition and work just the same.
 const MAX_PARTITIONS: usize = 400;
 
+/// Actions that are moved at once: nobody reads or writes any action meanwhile.
+const MAX_MOVED: i64 = 200_000;
+
+/// What to do with a day's actions that lie in the DEFAULT partition.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Strays {
+    /// Make no partition, then.
+    Leave,
+    /// Move them into it, if they are not too many.
+    Move,
+}
+
 /// Key of the advisory lock under which partitions are made: "reel" in ASCII, and 2.
 const PARTITION_LOCK: i64 = 0x7265_656c_0000_0002;
 
@@ -52,24 +64,33 @@ struct SessionOfRow {
 }
 
 impl Store {
-    /// Makes the partitions of the days from yesterday to [`PARTITION_DAYS_AHEAD`], and moves what lies in the DEFAULT
-    /// partition to where it belongs. Safe to run in several processes at once, and while others write.
-    pub async fn partitions_maintain(&self, now: DateTime<Utc>) -> Result<()> {
+    /// Makes the partitions of the days from yesterday to [`PARTITION_DAYS_AHEAD`].
+    pub async fn partitions_make_ahead(&self, now: DateTime<Utc>) -> Result<()> {
         if !self.is_postgres() {
             return Ok(());
         }
         let today = now.date_naive();
         let yesterday = today.pred_opt().unwrap_or(today);
         for day in yesterday.iter_days().take(2 + usize::try_from(PARTITION_DAYS_AHEAD).unwrap_or(0)) {
-            self.partition_ensure(day, usize::MAX).await?;
+            self.partition_ensure(day, usize::MAX, Strays::Leave).await?;
         }
+        Ok(())
+    }
+
+    /// Makes partitions ahead, and moves what lies in the DEFAULT partition to where it belongs. Safe to run in several
+    /// processes at once, and while others write. What cannot be done now is done the next time.
+    pub async fn partitions_maintain(&self, now: DateTime<Utc>) -> Result<()> {
+        if !self.is_postgres() {
+            return Ok(());
+        }
+        let mut outcome = self.partitions_make_ahead(now).await;
         let mut after = Uuid::nil();
         while let Some(session) = self.first_session_in_default(after).await? {
             let day = session.started_at().date_naive();
-            self.partition_ensure(day, MAX_PARTITIONS).await?;
+            outcome = outcome.and(self.partition_ensure(day, MAX_PARTITIONS, Strays::Move).await);
             after = bounds(day).1;
         }
-        Ok(())
+        outcome
     }
 
     /// Makes the partition for a session of a day that has none yet, if that can be done without holding others up. Where it
@@ -82,12 +103,12 @@ impl Store {
         if self.known_partitions.contains(day) {
             return;
         }
-        if let Err(error) = self.partition_ensure(day, MAX_PARTITIONS).await {
+        if let Err(error) = self.partition_ensure(day, MAX_PARTITIONS, Strays::Leave).await {
             tracing::warn!(%error, "no partition could be made now, the default one takes the session");
         }
     }
 
-    async fn partition_ensure(&self, day: NaiveDate, limit: usize) -> Result<()> {
+    async fn partition_ensure(&self, day: NaiveDate, limit: usize, strays: Strays) -> Result<()> {
         let name = name(day);
         let names = partition_names_in(&self.read).await?;
         if names.contains(&name) {
@@ -97,7 +118,7 @@ impl Store {
         if names.len() >= limit {
             return Ok(());
         }
-        match self.partition_create(day, &name).await {
+        match self.partition_create(day, &name, strays).await {
             // Somebody holds what we need; next time.
             Err(error) if Cause::of(&error) == Cause::Contention => {
                 tracing::warn!(partition = name, "partition not made: the table is in use");
@@ -107,7 +128,7 @@ impl Store {
         }
     }
 
-    async fn partition_create(&self, day: NaiveDate, name: &str) -> Result<(), DbErr> {
+    async fn partition_create(&self, day: NaiveDate, name: &str, strays: Strays) -> Result<(), DbErr> {
         let tx = self.begin().await?;
         // A waiting exclusive lock holds up everybody behind it, so it does not wait for long.
         tx.execute_unprepared("SET LOCAL lock_timeout = '1s'").await?;
@@ -116,10 +137,14 @@ impl Store {
             return tx.rollback().await;
         }
         let (from, to) = bounds(day);
+        let has_strays = in_default(&tx, from, Some(to)).await?.is_some();
+        if has_strays && (strays == Strays::Leave || are_too_many(&tx, from, to).await?) {
+            tracing::warn!(partition = name, "partition not made: its actions lie in the default one");
+            return tx.rollback().await;
+        }
         // ATTACH, unlike CREATE … PARTITION OF, lets others go on reading and writing other partitions.
         tx.execute_unprepared(&format!("CREATE TABLE {name} (LIKE actions INCLUDING ALL)")).await?;
-        let strays = in_default(&tx, from, Some(to)).await?.is_some();
-        if strays {
+        if has_strays {
             tx.execute_unprepared("ALTER TABLE actions DETACH PARTITION actions_default").await?;
             tx.execute_unprepared(&format!(
                 "WITH moved AS (DELETE FROM actions_default WHERE session_id >= '{from}' AND session_id < '{to}' \
@@ -131,11 +156,11 @@ impl Store {
             "ALTER TABLE actions ATTACH PARTITION {name} FOR VALUES FROM ('{from}') TO ('{to}')"
         ))
         .await?;
-        if strays {
+        if has_strays {
             tx.execute_unprepared("ALTER TABLE actions ATTACH PARTITION actions_default DEFAULT").await?;
         }
         tx.commit().await?;
-        tracing::info!(partition = name, moved = strays, "partition made");
+        tracing::info!(partition = name, moved = has_strays, "partition made");
         Ok(())
     }
 
@@ -156,6 +181,16 @@ async fn partition_names_in(connection: &impl sea_orm::ConnectionTrait) -> Resul
     );
     let names = Name::find_by_statement(statement).all(connection).await?;
     Ok(names.into_iter().map(|row| row.name).collect())
+}
+
+/// Whether there are more strays than may be moved while everybody waits.
+async fn are_too_many(connection: &impl sea_orm::ConnectionTrait, from: Uuid, to: Uuid) -> Result<bool, DbErr> {
+    let statement = Statement::from_sql_and_values(
+        connection.get_database_backend(),
+        "SELECT session_id FROM actions_default WHERE session_id >= $1 AND session_id < $2 OFFSET $3 LIMIT 1",
+        [from.into(), to.into(), MAX_MOVED.into()],
+    );
+    Ok(SessionOfRow::find_by_statement(statement).one(connection).await?.is_some())
 }
 
 /// The first session in the DEFAULT partition, by id, in a range.

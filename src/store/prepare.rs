@@ -64,7 +64,7 @@ impl Store {
     pub async fn prepare(&self) -> Result<(), Unfit> {
         self.check_durability().await?;
         self.migrate().await?;
-        self.partitions_maintain(chrono::Utc::now()).await.map_err(|_| Unfit::Unavailable)
+        self.partitions_make_ahead(chrono::Utc::now()).await.map_err(|_| Unfit::Unavailable)
     }
 
     async fn check_durability(&self) -> Result<(), Unfit> {

@@ -1,11 +1,19 @@
 //! Playing back.
 
-use std::time::Instant;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use reel::proto::{
     Action, DeleteSessionRequest, PlaySessionRequest, SessionEnd, SessionStart, play_session_request::Begin,
     play_session_response::Event,
 };
+use reel::{
+    changes::Changes,
+    store::{ActionQuery, SeqWindow},
+};
+use tokio::time::timeout;
 use tonic::Code;
 
 use crate::{
@@ -27,6 +35,7 @@ on_both_databases!(
     a_follower_gets_everything_once_and_ends_with_the_session,
     a_follower_gets_late_actions_of_any_time_and_new_tracks,
     a_follower_on_another_process_hears_of_changes,
+    small_actions_before_large_ones_do_not_fill_the_memory,
     a_playback_shows_what_was_committed_when_it_began,
     an_unknown_session_is_not_found_and_an_erased_one_ends_the_playback,
     an_empty_session_has_a_start_and_an_end,
@@ -244,6 +253,48 @@ async fn a_follower_on_another_process_hears_of_changes(backend: Backend) {
         }
     }
     assert_eq!(seen, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_tell_each_other_of_changes() {
+    let database = TestDatabase::new(Backend::Postgres).await;
+    let (one, other) = (Reel::start_on(&database, &[]).await, Reel::start_on(&database, &[]).await);
+    let id = session_id(NOON_MS).parse().unwrap();
+    let (telling, hearing) = (Arc::new(Changes::default()), Arc::new(Changes::default()));
+    let mut following = hearing.follow(id);
+    // Without a look at the database of its own, only the word of the other ends this. The first may come too early.
+    let told = async {
+        loop {
+            telling.announce(id);
+            if timeout(Duration::from_millis(200), following.changed()).await.is_ok() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = telling.exchange(&one.store) => unreachable!("it goes on for ever"),
+        () = hearing.exchange(&other.store) => unreachable!("it goes on for ever"),
+        told = timeout(Duration::from_mins(1), told) => told.expect("never heard of the change"),
+    }
+}
+
+async fn small_actions_before_large_ones_do_not_fill_the_memory(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let id = recorded(&reel, &[("", (0..2_000).map(|number| click(number, "small")).collect())]).await;
+    let data = format!("\"{}\"", "x".repeat(1_000_000));
+    for number in 0..20 {
+        let actions = (0..3).map(|_| Action { data: data.clone(), ..click(3_000 + number, "large") }).collect();
+        reel.append(&id, "", 2_001 + number * 3, actions).await.unwrap();
+    }
+    let session = id.parse().unwrap();
+    let windows = [SeqWindow { track: 0, above: 0, up_to: i64::MAX }];
+    let query =
+        ActionQuery { session, windows: &windows, after: None, from: None, until: None, types: &["click".to_owned()] };
+    let rows = reel.store.action_page(&query, 5_000, 3 << 20).await.unwrap();
+    assert!(rows.bytes < 5 << 20 && !rows.is_last, "{} bytes", rows.bytes);
+    let played = reel.play_all(&id).await;
+    assert_eq!(played.iter().filter(|action| action.data == data).count(), 60);
+    assert_eq!(played.len(), 2_060);
 }
 
 async fn a_playback_shows_what_was_committed_when_it_began(backend: Backend) {

@@ -1,5 +1,6 @@
 //! Recording: what is stored, what is acknowledged, what is refused.
 
+use chrono::Utc;
 use reel::proto::{
     Action, DeleteSessionRequest, GetIngestCursorRequest, RejectionReason, SessionEnd, SessionStart,
     ingest_service_client::IngestServiceClient,
@@ -9,8 +10,8 @@ use tonic::Code;
 
 use crate::{
     harness::{
-        Backend, NOON_MS, Reel, action, batch, click, clicks, connect, end, eventually, metadata, reason, session_id,
-        start, streamed, timestamp, user,
+        Backend, NOON_MS, Reel, TestDatabase, action, batch, click, clicks, connect, end, eventually, metadata, reason,
+        session_id, start, streamed, timestamp, user,
     },
     on_both_databases,
 };
@@ -34,6 +35,8 @@ on_both_databases!(
     a_dropped_connection_leaves_whole_batches_only,
     what_is_acknowledged_is_in_the_database,
     idle_sessions_are_ended_and_a_senders_own_end_overrules_that,
+    the_service_ends_idle_sessions_by_itself,
+    a_start_that_is_refused_leaves_nothing_of_its_user,
     two_senders_of_one_track_do_not_interleave,
     two_services_record_into_one_session,
     cursors_tell_where_to_go_on,
@@ -338,9 +341,9 @@ async fn a_dropped_connection_leaves_whole_batches_only(backend: Backend) {
         upload.abort();
         let _ = upload.await;
     }
-    // The last write may still be under way; the next one comes after it.
-    reel.append(&id, "", 0, Vec::new()).await.unwrap();
-    let committed = reel.append(&id, "", 0, clicks(0..50)).await.unwrap().committed_seq;
+    // The end of the service waits for the writes under way.
+    reel.stop().await;
+    let committed = database.number("SELECT last_seq FROM tracks").await;
     assert_eq!(committed % 50, 0);
     assert_eq!(database.number("SELECT count(*) FROM actions").await, committed);
     assert_eq!(database.number("SELECT count(DISTINCT seq) FROM actions").await, committed);
@@ -356,35 +359,48 @@ async fn what_is_acknowledged_is_in_the_database(backend: Backend) {
 }
 
 async fn idle_sessions_are_ended_and_a_senders_own_end_overrules_that(backend: Backend) {
-    let database = crate::harness::TestDatabase::new(backend).await;
-    let reel = Reel::start_on(&database, &["--idle-timeout", "200ms"]).await;
-    let id = session_id(NOON_MS);
-    let empty = session_id(NOON_MS);
+    let (reel, _database) = Reel::start(backend).await;
+    let (id, empty) = (session_id(NOON_MS), session_id(NOON_MS));
     reel.send(start(&empty, SessionStart::default())).await.unwrap();
     reel.record(vec![start(&id, SessionStart::default()), batch("", "", 1, clicks(0..3))]).await.unwrap();
-    for id in [&id, &empty] {
-        eventually("the idle session is ended", async || reel.get(id).await.unwrap().end_time.is_some()).await;
-    }
+    let minutes = chrono::TimeDelta::minutes;
+    assert!(
+        reel.store.session_end_idle(Utc::now() - minutes(1), 10).await.unwrap().is_empty(),
+        "not idle for a minute"
+    );
+    let ended = reel.store.session_end_idle(Utc::now() + minutes(1), 10).await.unwrap();
+    assert_eq!(ended.len(), 2);
     let session = reel.get(&id).await.unwrap();
     assert_eq!((session.end_reason.as_str(), session.end_time), ("idle", Some(timestamp(NOON_MS + 2_000))));
     assert_eq!(reel.get(&empty).await.unwrap().end_time, Some(timestamp(NOON_MS)));
+    assert!(reel.store.session_end_idle(Utc::now() + minutes(1), 10).await.unwrap().is_empty(), "ended already");
 
     reel.append(&id, "", 4, clicks(3..4)).await.unwrap();
     reel.send(end(&id, SessionEnd::default())).await.unwrap();
     let session = reel.get(&id).await.unwrap();
     assert_eq!((session.end_reason.as_str(), session.end_time), ("ended", Some(timestamp(NOON_MS + 3_000))));
+}
 
-    // A session that goes on is not idle.
-    let busy = session_id(NOON_MS);
-    reel.send(start(&busy, SessionStart::default())).await.unwrap();
-    let begun = std::time::Instant::now();
-    for number in 0.. {
-        reel.append(&busy, "", 0, vec![click(number, "x")]).await.unwrap();
-        assert!(reel.get(&busy).await.unwrap().end_time.is_none());
-        if begun.elapsed().as_millis() > 500 {
-            break;
-        }
+async fn the_service_ends_idle_sessions_by_itself(backend: Backend) {
+    let database = TestDatabase::new(backend).await;
+    let reel = Reel::start_on(&database, &["--idle-timeout", "100ms"]).await;
+    let id = reel.start_session().await;
+    eventually("the idle session is ended", async || reel.get(&id).await.unwrap().end_reason == "idle").await;
+}
+
+async fn a_start_that_is_refused_leaves_nothing_of_its_user(backend: Backend) {
+    let (reel, database) = Reel::start(backend).await;
+    let (id, erased) = (session_id(NOON_MS), session_id(NOON_MS));
+    let by = |of: &str| SessionStart { user: Some(user(of, "x@example.com")), ..Default::default() };
+    for id in [&id, &erased] {
+        reel.send(start(id, by("ada"))).await.unwrap();
     }
+    reel.sessions().delete_session(DeleteSessionRequest { session_id: erased.clone() }).await.unwrap();
+    let refused = reel.send(start(&erased, by("bob"))).await.unwrap_err();
+    assert_eq!(reason(&refused), "SESSION_ERASED");
+    let refused = reel.send(start(&id, by("bob"))).await.unwrap_err();
+    assert_eq!(reason(&refused), "SESSION_OF_ANOTHER_USER");
+    assert_eq!(database.number("SELECT count(*) FROM users").await, 1);
 }
 
 async fn two_senders_of_one_track_do_not_interleave(backend: Backend) {
@@ -414,7 +430,7 @@ async fn two_senders_of_one_track_do_not_interleave(backend: Backend) {
 }
 
 async fn two_services_record_into_one_session(backend: Backend) {
-    let database = crate::harness::TestDatabase::new(backend).await;
+    let database = TestDatabase::new(backend).await;
     let (one, other) = (Reel::start_on(&database, &[]).await, Reel::start_on(&database, &[]).await);
     let id = session_id(NOON_MS);
     let starts = [&one, &other].map(|reel| reel.send(start(&id, SessionStart::default())));

@@ -170,7 +170,7 @@ async fn an_upload_that_is_larger_than_the_buffer_gets_through(backend: Backend)
     let database = TestDatabase::new(backend).await;
     let reel = Reel::start_on(&database, &["--ingest-buffer-mib", "8"]).await;
     let large = format!("\"{}\"", "x".repeat(900 << 10));
-    let uploads = (0..6).map(|upload| {
+    let uploads = (0..24).map(|upload| {
         let actions: Vec<_> = (0..4).map(|_| Action { data: large.clone(), ..click(0, "large") }).collect();
         let requests =
             vec![start("", SessionStart::default()), batch("", "", 1, actions.clone()), batch("", "", 5, actions)];

@@ -83,6 +83,19 @@ async fn deleting_a_user_erases_its_sessions_and_nothing_else(backend: Backend) 
     assert_eq!(reason(&again), "USER_NOT_FOUND");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlites_own_shell_which_knows_no_foreign_keys_erases_all_the_same() {
+    let (reel, database) = Reel::start(Backend::Sqlite).await;
+    let started = SessionStart { user: Some(user("ada", "")), ..Default::default() };
+    let receipts = reel.record(vec![start("", started), batch("", "", 1, clicks(0..3))]).await.unwrap().receipts;
+    let id = &receipts[0].session_id;
+    database.execute("PRAGMA foreign_keys = OFF; DELETE FROM users").await;
+    for table in ["sessions", "tracks", "actions"] {
+        assert_eq!(database.number(&format!("SELECT count(*) FROM {table}")).await, 0, "{table}");
+    }
+    assert_eq!(reason(&reel.append(id, "", 4, clicks(3..4)).await.unwrap_err()), "SESSION_ERASED");
+}
+
 async fn a_user_row_deleted_in_plain_sql_takes_its_sessions_and_actions_along(backend: Backend) {
     let (reel, database) = Reel::start(backend).await;
     let mut ids = Vec::new();
