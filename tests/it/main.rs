@@ -15,6 +15,7 @@
 
 mod harness;
 
+mod crash;
 mod memory;
 mod migrations;
 mod play;
