@@ -190,7 +190,7 @@ impl Reel {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), wait).await.expect("the service is ready");
+        tokio::time::timeout(Duration::from_mins(1), wait).await.expect("the service is ready");
     }
 
     pub async fn health(&self) -> tonic_health::pb::health_check_response::ServingStatus {
