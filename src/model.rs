@@ -8,8 +8,8 @@ mod session;
 mod session_id;
 
 pub use action::{
-    Action, Batch, BatchAction, ContentDigest, DEFAULT_SOURCE, ERROR_TYPE, Position, REJECTED_TYPE, RejectedAction,
-    RejectionReason, StoredAction,
+    Action, Batch, BatchAction, ContentDigest, DEFAULT_SOURCE, ERROR_TYPE, LATEST_TIME, Position, REJECTED_TYPE,
+    RejectedAction, RejectionReason, StoredAction,
 };
 pub use receipt::{Rejection, SessionReceipt, TrackReceipt};
 pub use session::{

@@ -82,17 +82,12 @@ impl Patience {
             return Err(reason);
         }
         reason = format!("{}: {reason}", self.url);
-        let failing_for = match self.failing_since {
-            Some(since) => since.elapsed(),
-            None => {
-                self.failing_since = Some(Instant::now());
-                if !self.retry_for.is_zero() {
-                    let retry_for = humantime::format_duration(self.retry_for);
-                    tell(&format!("{reason}; trying again for up to {retry_for}"));
-                }
-                Duration::ZERO
-            }
-        };
+        let now = Instant::now();
+        if self.failing_since.is_none() && !self.retry_for.is_zero() {
+            let retry_for = humantime::format_duration(self.retry_for);
+            tell(&format!("{reason}; trying again for up to {retry_for}"));
+        }
+        let failing_for = now - *self.failing_since.get_or_insert(now);
         let left = self.retry_for.saturating_sub(failing_for);
         if left.is_zero() {
             return Err(reason);

@@ -86,11 +86,11 @@ pub(super) async fn demo(args: DemoArgs) -> Result<(), Failure> {
         let shutdown = async {
             let _ = stopped.await;
         };
-        server::run(listener, store, &settings, shutdown).await
+        Box::pin(server::run(listener, store, &settings, shutdown)).await
     });
     let shown = tokio::select! {
         served = &mut serving => return Ok(served??),
-        () = signals.next() => Ok(()),
+        () = signals.next() => if args.once { Err("ended by a signal before the playback was over".into()) } else { Ok(()) },
         shown = async {
             show(address, args.once).await?;
             if args.once { Ok(()) } else { std::future::pending().await }

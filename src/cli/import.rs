@@ -6,7 +6,12 @@ pub(super) mod recording;
 pub(super) mod tally;
 mod upload;
 
-use std::{path::PathBuf, thread, time::Instant};
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    thread,
+    time::Instant,
+};
 
 use clap::Args;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
@@ -94,29 +99,36 @@ pub(super) async fn import(args: ImportArgs) -> Result<(), Failure> {
         let label = recording.label.clone();
         let imported = send(&service, recording, sending, &progress).await;
         progress.finish_and_clear();
-        let Imported { tally, sessions, failure } = imported;
-        match &failure {
-            None => println!("{label}: {}, {tally}", counted(sessions.len() as u64, "session")),
-            Some(_) if tally.action_count() > 0 => println!("{label}: broken off after {tally}"),
-            Some(_) => {}
-        }
-        if args.list || sessions.len() <= FEW_SESSIONS {
-            for session in &sessions {
-                println!("  {}  {}", session.id, session.name);
-            }
-        }
-        for line in tally.rejections(&sessions) {
+        // Whoever closes standard output does not want it: that is no failure of the import.
+        let _ = summarize(&mut io::stdout(), &label, &imported, args.list);
+        for line in imported.tally.rejections(&imported.sessions) {
             eprintln!("{line}");
         }
-        if let Some(failure) = failure {
+        if let Some(failure) = imported.failure {
             return Err(failure);
         }
-        rejected_count += tally.rejected_count;
+        rejected_count += imported.tally.rejected_count;
     }
     match rejected_count {
         0 => Ok(()),
         count => Err(format!("{} rejected", counted(count, "action")).into()),
     }
+}
+
+/// Says what became of a recording.
+fn summarize(output: &mut impl Write, label: &str, imported: &Imported, list: bool) -> io::Result<()> {
+    let Imported { tally, sessions, failure } = imported;
+    match failure {
+        None => writeln!(output, "{label}: {}, {tally}", counted(sessions.len() as u64, "session"))?,
+        Some(_) if tally.action_count() > 0 => writeln!(output, "{label}: broken off after {tally}")?,
+        Some(_) => {}
+    }
+    if list || sessions.len() <= FEW_SESSIONS {
+        for session in sessions {
+            writeln!(output, "  {}  {}", session.id, session.name)?;
+        }
+    }
+    Ok(())
 }
 
 /// Sends a recording. What was stored before a failure stays stored.

@@ -231,13 +231,14 @@ pub fn page_size(asked: i32) -> Result<u64> {
 }
 
 impl PageToken {
-    /// Where the page begins, by the request's token; None for the first page.
-    pub fn parse(token: &str, scope: &super::Scope) -> Result<Option<String>> {
+    /// Where the page begins, by the request's token; None for the first page. `place` takes what was sealed: the seal
+    /// keeps accidents out, and whoever reads this crate can make one.
+    pub fn parse<T>(token: &str, scope: &super::Scope, place: impl FnOnce(String) -> Option<T>) -> Result<Option<T>> {
         if token.is_empty() {
             return Ok(None);
         }
         let invalid = || Error::invalid("page_token", "not a token of this list with these other fields");
-        Self::open(token, scope).map(Some).ok_or_else(invalid)
+        Self::open(token, scope).and_then(place).map(Some).ok_or_else(invalid)
     }
 }
 

@@ -180,7 +180,14 @@ where
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
                 },
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
-                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Ready(None) => {
+                    // tonic takes a header without any of its message for the end.
+                    if let Phase::Message { .. } = this.phase {
+                        this.phase = Phase::Header { bytes: [0; HEADER_BYTES], have: 0 };
+                        return Poll::Ready(Some(Err(Box::new(Status::internal("the stream ends inside a message")))));
+                    }
+                    return Poll::Ready(None);
+                }
                 Poll::Pending => {
                     if let Some(stalled) = &mut this.stalled {
                         ready!(stalled.as_mut().poll(cx));
@@ -196,7 +203,8 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.held.is_empty() && self.inner.is_end_stream()
+        let is_between_messages = matches!(self.phase, Phase::Header { .. });
+        self.held.is_empty() && is_between_messages && self.inner.is_end_stream()
     }
 }
 

@@ -16,6 +16,13 @@ pub const ERROR_TYPE: &str = "error";
 /// The track of senders that do not name one.
 pub const DEFAULT_SOURCE: &str = "main";
 
+/// The latest time that there is: the last microsecond of the year 9999, as in protobuf's timestamps. SQLite compares times
+/// as text, which holds for years of four digits.
+pub const LATEST_TIME: DateTime<Utc> = match DateTime::from_timestamp(253_402_300_799, 999_999_000) {
+    Some(time) => time,
+    None => DateTime::<Utc>::MAX_UTC,
+};
+
 /// One thing that happened.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Action {

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     error::{Error, Result},
-    model::{Position, SessionId, Track},
+    model::{LATEST_TIME, Position, SessionId, Track},
     store::SeqWindow,
 };
 
@@ -39,6 +39,17 @@ impl Pass {
         Self { low: self.high, high: last_seqs(tracks) }
     }
 
+    /// The pass as far as the session has these tracks: what comes from outside may name any number of others.
+    #[must_use]
+    pub fn within(self, tracks: &[Track]) -> Self {
+        let last_seqs = last_seqs(tracks);
+        let clip = |seqs: BTreeMap<i16, i64>| {
+            let known = seqs.into_iter().filter_map(|(track, seq)| Some((track, seq.min(*last_seqs.get(&track)?))));
+            known.collect()
+        };
+        Self { low: clip(self.low), high: clip(self.high) }
+    }
+
     /// The pass with nothing left to play.
     #[must_use]
     pub fn over(self) -> Self {
@@ -48,7 +59,8 @@ impl Pass {
     /// How many actions it plays, all filters aside.
     #[must_use]
     pub fn action_count(&self) -> i64 {
-        self.high.iter().map(|(track, high)| high - self.low_of(*track)).sum()
+        let counts = self.high.iter().map(|(track, high)| high.saturating_sub(self.low_of(*track)));
+        counts.fold(0, i64::saturating_add)
     }
 
     /// What it reads of the tracks that `wanted` accepts.
@@ -133,6 +145,9 @@ impl Cursor {
             return None;
         }
         let layout = Layout::decode(body).ok()?;
+        if !is_possible(&layout) {
+            return None;
+        }
         let narrow = |seqs: BTreeMap<i32, i64>| {
             seqs.into_iter().map(|(track, seq)| Some((i16::try_from(track).ok()?, seq))).collect::<Option<_>>()
         };
@@ -146,6 +161,15 @@ impl Cursor {
         };
         Some(Self { session, pass: Pass { low: narrow(layout.low)?, high: narrow(layout.high)? }, position })
     }
+}
+
+/// Whether a playback can stand there. The binding keeps accidents out; whoever reads this file can make one up.
+fn is_possible(layout: &Layout) -> bool {
+    let is_counted = layout.low.values().chain(layout.high.values()).all(|seq| *seq >= 0);
+    let is_numbered = layout.low.keys().chain(layout.high.keys()).all(|track| *track >= 0);
+    let times = DateTime::UNIX_EPOCH.timestamp_micros()..=LATEST_TIME.timestamp_micros();
+    let is_in_time = layout.position.as_ref().is_none_or(|position| times.contains(&position.timestamp_micros));
+    is_counted && is_numbered && is_in_time
 }
 
 fn binding(session: SessionId, body: &[u8]) -> [u8; BINDING_BYTES] {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +17,7 @@ use super::{Begin, Cursor, Pass, PlayRequest, pacer::Pacer};
 use crate::{
     changes::{Changes, Following},
     error::{Error, Result},
-    model::{Session, StoredAction, Track},
+    model::{LATEST_TIME, Session, StoredAction, Track},
     store::{ActionQuery, SeqWindow, Store},
 };
 
@@ -39,9 +39,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Senders' clocks differ, and their batches arrive out of step: what a pass brings is first looked for this far before the
 /// latest action known, and only if something is missing there in the whole session.
 const OUT_OF_STEP: TimeDelta = TimeDelta::seconds(60);
-
-/// The last day of year 9999, later than any action: SQLite compares times as texts, in which years have four digits.
-const LAST: DateTime<Utc> = NaiveDate::from_ymd_opt(9999, 12, 31).expect("a date").and_time(NaiveTime::MIN).and_utc();
 
 /// What a playback sends.
 pub enum PlayEvent {
@@ -111,13 +108,17 @@ impl Player {
         let started_at = request.session.started_at();
         let at = |offset: Duration| {
             let offset = TimeDelta::from_std(offset).unwrap_or(TimeDelta::MAX);
-            started_at.checked_add_signed(offset).map_or(LAST, |time| time.min(LAST))
+            started_at.checked_add_signed(offset).map_or(LATEST_TIME, |time| time.min(LATEST_TIME))
         };
         let fresh = || Cursor { session: request.session, pass: Pass::first(&session.tracks), position: None };
         let (cursor, from, clock) = match &request.begin {
             Begin::FirstAction => (fresh(), None, Some(started_at)),
             Begin::Offset(offset) => (fresh(), Some(at(*offset)).filter(|_| !offset.is_zero()), Some(at(*offset))),
-            Begin::Cursor(cursor) => (cursor.clone(), None, cursor.position.map(|position| position.timestamp)),
+            Begin::Cursor(cursor) => {
+                let pass = cursor.pass.clone().within(&session.tracks);
+                let clock = cursor.position.map(|position| position.timestamp);
+                (Cursor { pass, ..cursor.clone() }, None, clock)
+            }
         };
         let mut player = Self {
             pacer: Pacer::start(clock, request.speed, request.max_idle),
@@ -282,11 +283,11 @@ impl Player {
         Ok(from.filter(|_| is_all))
     }
 
+    /// What the pass reads: of tracks that are there only, as a made-up cursor may name more than fit into a statement.
     fn windows(&self) -> Vec<SeqWindow> {
         let sources = &self.request.sources;
-        self.cursor.pass.windows(|track| {
-            sources.is_empty() || self.sources.get(&track).is_some_and(|source| sources.contains(source))
-        })
+        let is_wanted = |source: &String| sources.is_empty() || sources.contains(source);
+        self.cursor.pass.windows(|track| self.sources.get(&track).is_some_and(is_wanted))
     }
 
     /// Takes note of the tracks as they are now.

@@ -31,8 +31,7 @@ impl SessionService for Services {
         let filter = parse_session_filter(request.filter)?;
         let size = page_size(request.page_size)?;
         let scope = Scope::new("sessions", &filter);
-        let after = PageToken::parse(&request.page_token, &scope)?;
-        let after = after.map(|id| parse_session_id(&id)).transpose()?;
+        let after = PageToken::parse(&request.page_token, &scope, |id| id.parse().ok())?;
 
         // One more than asked for tells whether there is a next page.
         let mut sessions = self.store.session_list(&filter, after, size + 1).await?;

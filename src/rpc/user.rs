@@ -34,7 +34,7 @@ impl UserService for Services {
         let email = (!email.is_empty()).then_some(email);
         let size = page_size(request.page_size)?;
         let scope = Scope::new("users", &email);
-        let after = PageToken::parse(&request.page_token, &scope)?;
+        let after = PageToken::parse(&request.page_token, &scope, |id| parse_user_id("page_token", id).ok())?;
 
         let mut users = self.store.user_list(email.as_deref(), after.as_deref(), size + 1).await?;
         let next_page_token = next_page_token(&mut users, size, &scope, |user| user.id.clone());

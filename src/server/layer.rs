@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -88,6 +88,11 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
+        if path.starts_with(OWN_PATHS) && !is_grpc(request.headers()) {
+            let mut refused = Response::new(Body::empty());
+            *refused.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return Box::pin(async { Ok(refused) });
+        }
         let mut line = Line { method: path.to_owned(), begun: Instant::now(), code: None };
         if path.starts_with(OWN_PATHS) && !self.layer.ready.load(Ordering::Acquire) {
             let refused = Status::from(Error::NotReady);
@@ -131,6 +136,13 @@ impl<S> RpcService<S> {
         parts.extensions.insert(permits);
         Request::from_parts(parts, Body::new(body))
     }
+}
+
+/// Whether a request says that it is gRPC's. Others get HTTP's 415, which gRPC asks for and tonic leaves out.
+/// See <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(http::header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    content_type.is_some_and(|content_type| content_type.starts_with(b"application/grpc"))
 }
 
 /// The caller's deadline, from its header: up to eight digits and a unit.

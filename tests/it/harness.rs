@@ -3,6 +3,8 @@
 use std::{env, net::SocketAddr, time::Duration};
 
 use clap::Parser;
+use prost::Message as _;
+use prost_types::{FileDescriptorProto, FileDescriptorSet, MethodDescriptorProto};
 use reel::{
     config::ServiceArgs,
     proto::{
@@ -406,6 +408,24 @@ pub fn reason(status: &Status) -> String {
 /// A value of the metadata of a status's ErrorInfo.
 pub fn metadata(status: &Status, key: &str) -> String {
     status.get_error_details().error_info().unwrap().metadata[key].clone()
+}
+
+/// The files that describe this service: not those of what it builds on.
+pub fn proto_files() -> Vec<FileDescriptorProto> {
+    let descriptors = FileDescriptorSet::decode(reel::proto::DESCRIPTORS).unwrap();
+    descriptors.file.into_iter().filter(|file| file.package().starts_with("reel.")).collect()
+}
+
+/// The paths of all of this service's RPCs.
+pub fn rpc_paths() -> Vec<String> {
+    let mut paths = Vec::new();
+    for file in proto_files() {
+        for service in &file.service {
+            let methods = service.method.iter().map(MethodDescriptorProto::name);
+            paths.extend(methods.map(|method| format!("/{}.{}/{method}", file.package(), service.name())));
+        }
+    }
+    paths
 }
 
 /// Waits until something is so, which it has to be within a generous time.

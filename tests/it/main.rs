@@ -15,7 +15,9 @@
 
 mod harness;
 
+mod bad_input;
 mod crash;
+mod interop;
 mod memory;
 mod migrations;
 mod play;

@@ -96,7 +96,7 @@ impl Screen {
     }
 }
 
-/// Fills or cuts a text to a width, and keeps what could move the cursor off the screen.
+/// Fills or cuts a text to a width. Control characters, which could move the cursor, become blanks.
 fn fit(text: &str, width: usize) -> String {
     let plain = |letter: char| if letter.is_control() { ' ' } else { letter };
     let mut fitted: String = text.chars().map(plain).take(width + 1).collect();

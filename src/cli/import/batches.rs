@@ -174,9 +174,8 @@ impl Batches {
     }
 
     fn check_waiting(&self) -> Result<(), Failure> {
-        let tracks = self.sessions.iter().flat_map(|session| &session.tracks);
-        let Some((track, (seq, (_, place)))) =
-            tracks.filter_map(|track| Some((track, track.waiting.first_key_value()?))).next()
+        let mut tracks = self.sessions.iter().flat_map(|session| &session.tracks);
+        let Some((track, (seq, (_, place)))) = tracks.find_map(|track| Some((track, track.waiting.first_key_value()?)))
         else {
             return Ok(());
         };
