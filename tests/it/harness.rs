@@ -80,6 +80,15 @@ impl TestDatabase {
         Self { url, _folder: None, name: Some(name) }
     }
 
+    /// A database that somebody else removes.
+    pub fn at(url: String) -> Self {
+        Self { url, _folder: None, name: None }
+    }
+
+    pub fn backend(&self) -> Backend {
+        if self.url.starts_with("sqlite:") { Backend::Sqlite } else { Backend::Postgres }
+    }
+
     /// A connection past the service, for looking and meddling.
     pub async fn connect(&self) -> sea_orm::DatabaseConnection {
         sea_orm::Database::connect(&self.url).await.unwrap()
@@ -96,6 +105,14 @@ impl TestDatabase {
         let statement = sea_orm::Statement::from_string(connection.get_database_backend(), sql);
         let row = connection.query_one_raw(statement).await.unwrap().unwrap();
         row.try_get_by_index(0).unwrap()
+    }
+
+    /// The one text of each row that a query gives.
+    pub async fn texts(&self, sql: &str) -> Vec<String> {
+        let connection = self.connect().await;
+        let statement = sea_orm::Statement::from_string(connection.get_database_backend(), sql);
+        let rows = connection.query_all_raw(statement).await.unwrap();
+        rows.into_iter().map(|row| row.try_get_by_index(0).unwrap()).collect()
     }
 }
 
@@ -175,7 +192,7 @@ impl Reel {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), wait).await.expect("the service is ready");
+        tokio::time::timeout(Duration::from_mins(1), wait).await.expect("the service is ready");
     }
 
     pub async fn health(&self) -> tonic_health::pb::health_check_response::ServingStatus {

@@ -25,6 +25,8 @@ pub struct Model {
     next_tag: u64,
 }
 
+/// Each flag is a fact of its own: asked for and granted may both be true, or only the one.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Default)]
 pub struct Session {
     /// None before the service has minted it.

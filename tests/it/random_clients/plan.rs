@@ -138,7 +138,6 @@ impl Plan {
 
 fn kind(rng: &mut StdRng, may_erase: bool) -> Kind {
     match rng.random_range(0..200) {
-        0..140 => Kind::Upload(upload(rng)),
         140..165 => Kind::Play(Play {
             stop_after: rng.random_bool(0.6).then(|| rng.random_range(0..4)),
             paced: rng.random_bool(0.2),

@@ -239,7 +239,7 @@ async fn session(reel: &Reel, model: &Model, number: usize, seen: &[Seen]) -> bo
     assert_eq!(got.action_count, committed.iter().sum::<i64>());
     for (source, committed) in committed.iter().enumerate() {
         let track = got.tracks.iter().find(|track| track.source == source_name(source));
-        check_track(state, source, *committed, track.cloned().unwrap_or_default(), &actions);
+        check_track(state, source, *committed, track.unwrap_or(&proto::Track::default()), &actions);
     }
     for seen in seen.iter().filter(|seen| seen.session == number) {
         assert!(seen.is_whole, "a follower was told that a session is not there which is");
@@ -253,7 +253,7 @@ async fn session(reel: &Reel, model: &Model, number: usize, seen: &[Seen]) -> bo
 }
 
 /// Checks a track's cursor and counts.
-fn check_track(state: &Session, source: usize, committed: i64, track: proto::Track, actions: &[Action]) {
+fn check_track(state: &Session, source: usize, committed: i64, track: &proto::Track, actions: &[Action]) {
     let known = &state.tracks[source];
     let name = source_name(source);
     let own: Vec<_> = actions.iter().filter(|action| action.source == name).collect();

@@ -1,0 +1,134 @@
+//! A PostgreSQL server of the test's own, to be killed.
+//!
+//! `REEL_TEST_PG_BIN` is the folder of `initdb` and `postgres`; `REEL_TEST_PG_USER` the user to run them as where the tests
+//! run as root, which PostgreSQL refuses. `tests/run` sets both.
+
+use std::{
+    env,
+    os::unix::{fs::chown, process::CommandExt as _},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use tempfile::TempDir;
+
+use super::process::{free_port, signal};
+use crate::harness::{TestDatabase, administer, eventually};
+
+/// The server. Stopped and removed when it is dropped.
+pub struct Postgres {
+    folder: TempDir,
+    port: u16,
+    child: Child,
+}
+
+/// The user and the group to run as.
+fn user() -> Option<(u32, u32)> {
+    let name = env::var("REEL_TEST_PG_USER").ok().filter(|name| !name.is_empty())?;
+    let id = |kind: &str| {
+        let output = Command::new("id").args([kind, &name]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().parse().expect("REEL_TEST_PG_USER is a user")
+    };
+    Some((id("-u"), id("-g")))
+}
+
+fn command(folder: &TempDir, program: &str) -> Command {
+    let bin: PathBuf =
+        env::var("REEL_TEST_PG_BIN").expect("REEL_TEST_PG_BIN is not set: run the tests by tests/run").into();
+    let mut command = Command::new(bin.join(program));
+    command.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    if let Some((uid, gid)) = user() {
+        command.uid(uid).gid(gid);
+    }
+    command
+}
+
+fn spawn(folder: &TempDir, port: u16) -> Child {
+    let mut command = command(folder, "postgres");
+    command.args(["-D", "data", "-p", &port.to_string()]);
+    for setting in ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=on", "restart_after_crash=on"] {
+        command.args(["-c", setting]);
+    }
+    command.spawn().unwrap()
+}
+
+impl Postgres {
+    pub async fn start() -> Self {
+        let folder = TempDir::new().unwrap();
+        if let Some((uid, gid)) = user() {
+            chown(folder.path(), Some(uid), Some(gid)).unwrap();
+        }
+        let made = command(&folder, "initdb")
+            .args([
+                "-D",
+                "data",
+                "--username=postgres",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                "--no-sync",
+            ])
+            .status();
+        assert!(made.unwrap().success(), "initdb failed");
+        let port = free_port();
+        let child = spawn(&folder, port);
+        let mut postgres = Self { folder, port, child };
+        postgres.wait_until_ready().await;
+        postgres
+    }
+
+    fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Makes a database. It goes with the server.
+    pub async fn database(&self, name: &str) -> TestDatabase {
+        administer(&self.url("postgres"), &format!("CREATE DATABASE {name}")).await;
+        TestDatabase::at(self.url(name))
+    }
+
+    /// SIGKILL to one of the server processes that work for Reel, while it works if there is one that does: PostgreSQL then
+    /// throws out everybody and recovers.
+    pub async fn kill_a_backend(&self) {
+        let backends = "SELECT CAST(pid AS text) FROM pg_stat_activity WHERE application_name = 'reel' \
+                        ORDER BY state = 'active' DESC, xact_start NULLS LAST";
+        let backends = TestDatabase::at(self.url("postgres")).texts(backends).await;
+        signal("KILL", &backends[0]);
+    }
+
+    /// SIGKILL to the server itself. Its children notice, and end.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub async fn start_again(&mut self) {
+        self.child = spawn(&self.folder, self.port);
+        self.wait_until_ready().await;
+    }
+
+    async fn wait_until_ready(&mut self) {
+        let url = self.url("postgres");
+        eventually("PostgreSQL is ready", async || {
+            // Refused as long as a child of the killed server lives.
+            if self.child.try_wait().unwrap().is_some() {
+                self.child = spawn(&self.folder, self.port);
+            }
+            match sea_orm::Database::connect(&url).await {
+                Ok(connection) => connection.ping().await.is_ok(),
+                Err(_) => false,
+            }
+        })
+        .await;
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            // At once, children included.
+            signal("QUIT", &self.child.id().to_string());
+            let _ = self.child.wait();
+        }
+    }
+}

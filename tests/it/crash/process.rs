@@ -1,0 +1,100 @@
+//! The real program as a process of its own.
+
+use std::{
+    net::SocketAddr,
+    process::{ExitStatus, Stdio},
+};
+
+use rand::RngExt as _;
+use tokio::process::{Child, Command};
+use tonic::transport::Endpoint;
+use tonic_health::{
+    ServingStatus,
+    pb::{HealthCheckRequest, health_client::HealthClient},
+};
+
+use crate::harness::eventually;
+
+/// `reel serve`. Killed when it is dropped.
+pub struct Process {
+    pub address: SocketAddr,
+    command: Command,
+    child: Child,
+}
+
+/// A port that nobody listens on. Not one that the kernel gives to outgoing connections: it must still be free when a killed
+/// server is started again.
+pub fn free_port() -> u16 {
+    loop {
+        let port = rand::rng().random_range(10_000..20_000);
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// The program with these arguments, and nothing of the environment that could change what it does.
+pub fn reel(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_reel"));
+    command.args(arguments).env_clear().env("RUST_LOG", "warn").stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Sends a signal to a process, by the shell: it is everywhere, and the program `kill` is not.
+pub fn signal(name: &str, pid: &str) {
+    let status = std::process::Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap();
+    assert!(status.success(), "SIG{name} to {pid}");
+}
+
+impl Process {
+    /// Serves this database, and waits until it does.
+    pub async fn serve(database_url: &str, arguments: &[&str]) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let mut command = reel(&["serve", "--listen", &address.to_string(), "--database-url", database_url]);
+        command.args(arguments);
+        let child = command.spawn().unwrap();
+        let mut process = Self { address, command, child };
+        process.wait_until_serving().await;
+        process
+    }
+
+    /// SIGKILL.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    pub async fn start_again(&mut self) {
+        self.child = self.command.spawn().unwrap();
+        self.wait_until_serving().await;
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) {
+        signal("TERM", &self.child.id().expect("it runs").to_string());
+    }
+
+    pub async fn exited(&mut self) -> ExitStatus {
+        self.child.wait().await.unwrap()
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// What it says of itself. None where it cannot be asked.
+    pub async fn health(&self) -> Option<ServingStatus> {
+        let channel = Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect().await.ok()?;
+        let mut client = HealthClient::new(channel);
+        let response = client.check(HealthCheckRequest { service: String::new() }).await.ok()?;
+        let is_serving = response.into_inner().status == ServingStatus::Serving as i32;
+        Some(if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing })
+    }
+
+    async fn wait_until_serving(&mut self) {
+        eventually("the process serves", async || {
+            assert!(self.is_running(), "the server has given up");
+            self.health().await == Some(ServingStatus::Serving)
+        })
+        .await;
+    }
+}
