@@ -16,6 +16,7 @@
 mod harness;
 
 mod bad_input;
+mod cli;
 mod crash;
 mod interop;
 mod memory;
