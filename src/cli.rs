@@ -10,7 +10,7 @@ mod serve;
 mod signals;
 mod time;
 
-use std::{error::Error, process::ExitCode};
+use std::{error::Error, io::IsTerminal as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -82,7 +82,11 @@ fn log_at(level: &str) {
     if let Ok(quiet) = "sea_orm=info".parse() {
         filter = filter.add_directive(quiet);
     }
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
 }
 
 /// Tells a person why a subcommand failed.

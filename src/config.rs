@@ -131,7 +131,7 @@ pub struct ServeArgs {
 /// How the service behaves, wherever it listens and whatever its database.
 #[derive(Args, Clone, Debug)]
 pub struct ServiceArgs {
-    /// A session of which nothing has arrived for this long is ended
+    /// A session for which no action has arrived for this long is ended
     #[arg(long, env = "REEL_IDLE_TIMEOUT", default_value = "30min", value_name = "DURATION", value_parser = positive_duration)]
     pub idle_timeout: Duration,
     /// How long a message may take to arrive once it has begun

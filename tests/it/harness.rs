@@ -1,6 +1,9 @@
 //! Runs a whole service in the test's process, on a database of its own, and talks to it as clients do.
 
-use std::{env, net::SocketAddr, time::Duration};
+mod database;
+mod messages;
+
+use std::{net::SocketAddr, time::Duration};
 
 use clap::Parser;
 use prost::Message as _;
@@ -8,22 +11,22 @@ use prost_types::{FileDescriptorProto, FileDescriptorSet, MethodDescriptorProto}
 use reel::{
     config::ServiceArgs,
     proto::{
-        self, Action, ActionBatch, RecordActionsRequest, RecordActionsResponse, SessionEnd, SessionReceipt,
-        SessionStart, StreamActionsRequest, TrackReceipt, User, ingest_service_client::IngestServiceClient,
-        play_session_response::Event, playback_service_client::PlaybackServiceClient, record_actions_request,
-        session_service_client::SessionServiceClient, stream_actions_request, user_service_client::UserServiceClient,
+        self, Action, RecordActionsRequest, RecordActionsResponse, SessionReceipt, SessionStart, TrackReceipt,
+        ingest_service_client::IngestServiceClient, play_session_response::Event,
+        playback_service_client::PlaybackServiceClient, session_service_client::SessionServiceClient,
+        user_service_client::UserServiceClient,
     },
     server::{self, ServeError},
     store::Store,
 };
-use sea_orm::ConnectionTrait as _;
-use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tonic::{
     Code, Status,
     transport::{Channel, Endpoint},
 };
 use tonic_types::StatusExt as _;
+
+pub use self::{database::*, messages::*};
 
 /// Makes two tests of each function: one on SQLite, one on PostgreSQL.
 #[macro_export]
@@ -43,94 +46,6 @@ macro_rules! on_both_databases {
             }
         }
     )* };
-}
-
-/// Which kind of database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backend {
-    Sqlite,
-    Postgres,
-}
-
-/// An empty database, removed when it is dropped.
-pub struct TestDatabase {
-    pub url: String,
-    /// The folder of the SQLite file.
-    _folder: Option<TempDir>,
-    /// The name of the PostgreSQL database.
-    name: Option<String>,
-}
-
-/// The PostgreSQL server that `tests/run` has started.
-pub fn postgres_server() -> String {
-    env::var("REEL_TEST_POSTGRES").expect("REEL_TEST_POSTGRES is not set: run the tests by tests/run")
-}
-
-impl TestDatabase {
-    pub async fn new(backend: Backend) -> Self {
-        if backend == Backend::Sqlite {
-            let folder = TempDir::new().unwrap();
-            let url = format!("sqlite://{}/reel.db", folder.path().display());
-            return Self { url, _folder: Some(folder), name: None };
-        }
-        let server = postgres_server();
-        let name = format!("reel_{}", uuid::Uuid::now_v7().simple());
-        administer(&server, &format!("CREATE DATABASE {name}")).await;
-        let url = format!("{}/{name}", server.rsplit_once('/').unwrap().0);
-        Self { url, _folder: None, name: Some(name) }
-    }
-
-    /// A database that somebody else removes.
-    pub fn at(url: String) -> Self {
-        Self { url, _folder: None, name: None }
-    }
-
-    pub fn backend(&self) -> Backend {
-        if self.url.starts_with("sqlite:") { Backend::Sqlite } else { Backend::Postgres }
-    }
-
-    /// A connection past the service, for looking and meddling.
-    pub async fn connect(&self) -> sea_orm::DatabaseConnection {
-        sea_orm::Database::connect(&self.url).await.unwrap()
-    }
-
-    /// Runs a statement past the service.
-    pub async fn execute(&self, sql: &str) {
-        self.connect().await.execute_unprepared(sql).await.unwrap();
-    }
-
-    /// The one number that a query gives.
-    pub async fn number(&self, sql: &str) -> i64 {
-        let connection = self.connect().await;
-        let statement = sea_orm::Statement::from_string(connection.get_database_backend(), sql);
-        let row = connection.query_one_raw(statement).await.unwrap().unwrap();
-        row.try_get_by_index(0).unwrap()
-    }
-
-    /// The one text of each row that a query gives.
-    pub async fn texts(&self, sql: &str) -> Vec<String> {
-        let connection = self.connect().await;
-        let statement = sea_orm::Statement::from_string(connection.get_database_backend(), sql);
-        let rows = connection.query_all_raw(statement).await.unwrap();
-        rows.into_iter().map(|row| row.try_get_by_index(0).unwrap()).collect()
-    }
-}
-
-pub async fn administer(server: &str, sql: &str) {
-    let connection = sea_orm::Database::connect(server).await.unwrap();
-    connection.execute_unprepared(sql).await.unwrap();
-    connection.close().await.unwrap();
-}
-
-impl Drop for TestDatabase {
-    fn drop(&mut self) {
-        let Some(name) = self.name.take() else { return };
-        let drop_it = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(administer(&postgres_server(), &format!("DROP DATABASE {name} WITH (FORCE)")));
-        };
-        let _ = std::thread::spawn(drop_it).join();
-    }
 }
 
 #[derive(Parser)]
@@ -317,80 +232,6 @@ impl Played {
 
 pub async fn connect(address: SocketAddr) -> Channel {
     Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
-}
-
-pub fn play(session: &str) -> proto::PlaySessionRequest {
-    proto::PlaySessionRequest { session_id: session.to_owned(), ..Default::default() }
-}
-
-pub fn start(session: &str, start: SessionStart) -> RecordActionsRequest {
-    let event = Some(record_actions_request::Event::Start(start));
-    RecordActionsRequest { session_id: session.to_owned(), event }
-}
-
-pub fn batch(session: &str, source: &str, first_seq: i64, actions: Vec<Action>) -> RecordActionsRequest {
-    let batch = ActionBatch { source: source.to_owned(), first_seq, actions };
-    let event = Some(record_actions_request::Event::Batch(batch));
-    RecordActionsRequest { session_id: session.to_owned(), event }
-}
-
-pub fn end(session: &str, end: SessionEnd) -> RecordActionsRequest {
-    let event = Some(record_actions_request::Event::End(end));
-    RecordActionsRequest { session_id: session.to_owned(), event }
-}
-
-/// The same message for StreamActions.
-pub fn streamed(request: RecordActionsRequest) -> StreamActionsRequest {
-    use record_actions_request::Event as Recorded;
-    use stream_actions_request::Event as Streamed;
-
-    let event = request.event.map(|event| match event {
-        Recorded::Start(start) => Streamed::Start(start),
-        Recorded::Batch(batch) => Streamed::Batch(batch),
-        Recorded::End(end) => Streamed::End(end),
-    });
-    StreamActionsRequest { session_id: request.session_id, event }
-}
-
-pub fn user(id: &str, email: &str) -> User {
-    User { id: id.to_owned(), email: email.to_owned(), ..Default::default() }
-}
-
-/// A time that the tests' sessions start at: noon of a day in the past.
-pub const NOON_MS: i64 = 1_793_534_400_000;
-
-pub fn timestamp(unix_ms: i64) -> prost_types::Timestamp {
-    let nanos = i32::try_from(unix_ms.rem_euclid(1_000) * 1_000_000).unwrap();
-    prost_types::Timestamp { seconds: unix_ms.div_euclid(1_000), nanos }
-}
-
-pub fn seconds(seconds: i64) -> prost_types::Duration {
-    prost_types::Duration { seconds, nanos: 0 }
-}
-
-/// The id of a new session that starts at this time.
-pub fn session_id(unix_ms: i64) -> String {
-    reel::model::SessionId::mint(chrono::DateTime::from_timestamp_millis(unix_ms).unwrap()).to_string()
-}
-
-/// A click this many milliseconds after noon.
-pub fn click(offset_ms: i64, target: &str) -> Action {
-    action(offset_ms, "click", target)
-}
-
-pub fn action(offset_ms: i64, kind: &str, target: &str) -> Action {
-    Action {
-        timestamp: Some(timestamp(NOON_MS + offset_ms)),
-        r#type: kind.to_owned(),
-        target: target.to_owned(),
-        data: format!(r#"{{"at": {offset_ms}}}"#),
-        ..Default::default()
-    }
-}
-
-/// Clicks a second apart, on targets `0`, `1`, ….
-pub fn clicks(numbers: std::ops::Range<i64>) -> Vec<Action> {
-    numbers.map(|number| click(number * 1_000, &number.to_string())).collect()
 }
 
 /// The reason in a status's ErrorInfo, after checking what every status of this service has.

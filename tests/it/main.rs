@@ -19,6 +19,7 @@ mod bad_input;
 mod cli;
 mod crash;
 mod interop;
+mod lifecycle;
 mod memory;
 mod migrations;
 mod play;
