@@ -8,7 +8,7 @@ mod token;
 pub use action::parse_batch;
 pub use reply::{action_to_proto, cursors_to_proto, receipt_to_proto, session_to_proto, user_to_proto};
 pub use request::{
-    AttributeChanges, IngestEvent, page_size, parse_cursor_request, parse_event, parse_play, parse_session_filter,
-    parse_session_id, parse_update_session, parse_user, parse_user_email, parse_user_id,
+    AttributeChanges, page_size, parse_cursor_request, parse_event, parse_play, parse_session_filter, parse_session_id,
+    parse_update_session, parse_user, parse_user_email, parse_user_id,
 };
 pub use token::{PageToken, Scope};

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     config::Limits,
     error::{Error, Result},
-    model::{Attributes, Batch, DEFAULT_END_REASON, SessionEnd, SessionFilter, SessionId, SessionStart, User},
+    model::{Attributes, DEFAULT_END_REASON, IngestEvent, SessionEnd, SessionFilter, SessionId, SessionStart, User},
     playback::{Begin, Cursor, PlayRequest},
     proto::{self, stream_actions_request::Event},
 };
@@ -27,16 +27,6 @@ const DEFAULT_PAGE_SIZE: u64 = 50;
 
 /// The highest speed of a playback.
 const MAX_SPEED: f64 = 1_000.0;
-
-/// One message of an upload.
-pub enum IngestEvent {
-    /// A session begins.
-    Start(SessionStart),
-    /// Actions of a session.
-    Batch(Batch),
-    /// A session is over.
-    End(SessionEnd),
-}
 
 /// Takes one message of an upload. `current` is the session that its stream started last.
 pub fn parse_event(

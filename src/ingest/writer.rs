@@ -9,9 +9,8 @@ use tokio_util::task::TaskTracker;
 use crate::{
     changes::Changes,
     config::Limits,
-    convert::IngestEvent,
     error::{Error, Result},
-    model::{SessionId, SessionReceipt},
+    model::{IngestEvent, SessionReceipt},
     store::Store,
 };
 
@@ -67,17 +66,5 @@ impl Writer {
         };
         self.changes.announce(receipt.session);
         Ok(receipt)
-    }
-}
-
-impl IngestEvent {
-    /// The session it is about.
-    #[must_use]
-    pub fn session(&self) -> SessionId {
-        match self {
-            Self::Start(start) => start.id,
-            Self::Batch(batch) => batch.session,
-            Self::End(end) => end.id,
-        }
     }
 }

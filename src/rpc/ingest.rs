@@ -8,10 +8,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Services;
 use crate::{
-    convert::{IngestEvent, cursors_to_proto, parse_cursor_request, parse_event, receipt_to_proto},
+    convert::{cursors_to_proto, parse_cursor_request, parse_event, receipt_to_proto},
     error::{Error, Result},
     ingest::{MessagePermits, Receipts},
-    model::{SessionId, SessionReceipt},
+    model::{IngestEvent, SessionId, SessionReceipt},
     proto::{
         GetIngestCursorRequest, GetIngestCursorResponse, RecordActionsRequest, RecordActionsResponse,
         StreamActionsRequest, StreamActionsResponse, ingest_service_server::IngestService, record_actions_request,

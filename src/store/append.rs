@@ -8,7 +8,7 @@ use futures_util::TryStreamExt as _;
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, ConnectionTrait as _, DatabaseTransaction, DbErr, EntityTrait as _,
     IntoActiveModel as _, PaginatorTrait as _, QueryFilter as _, QuerySelect as _, Select, Set, Statement, Value,
-    sea_query::{Expr, Query},
+    sea_query::{Expr, LockType, Query},
 };
 
 use super::{
@@ -166,7 +166,8 @@ async fn lock_track(
     if let Some(known) = known {
         return Ok(known);
     }
-    if session::Entity::find_by_id(session).one(tx).await?.is_none() {
+    // One new track at a time: each wants the next number.
+    if session::Entity::find_by_id(session).lock(LockType::NoKeyUpdate).one(tx).await?.is_none() {
         return Err(absent(tx, batch.session).await?.into());
     }
     let count = track::Entity::find().filter(track::Column::SessionId.eq(session)).count(tx).await?;
