@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-use chrono::DateTime;
+use chrono::{DateTime, Utc};
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 
@@ -89,6 +89,8 @@ pub struct Cursor {
     pub pass: Pass,
     /// The last action played in it. None before its first.
     pub position: Option<Position>,
+    /// The time before which nothing is played, in this pass and in later ones.
+    pub from: Option<DateTime<Utc>>,
 }
 
 /// The layout of the text, as a private protobuf message.
@@ -100,6 +102,8 @@ struct Layout {
     high: BTreeMap<i32, i64>,
     #[prost(message, optional, tag = "3")]
     position: Option<PositionLayout>,
+    #[prost(int64, optional, tag = "4")]
+    from_micros: Option<i64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -128,6 +132,7 @@ impl Cursor {
                 track: i32::from(position.track),
                 seq: position.seq,
             }),
+            from_micros: self.from.map(|from| from.timestamp_micros()),
         };
         let body = layout.encode_to_vec();
         BASE64_URL_SAFE_NO_PAD.encode([binding(self.session, &body).as_slice(), &body].concat())
@@ -159,7 +164,11 @@ impl Cursor {
                 seq: position.seq,
             }),
         };
-        Some(Self { session, pass: Pass { low: narrow(layout.low)?, high: narrow(layout.high)? }, position })
+        let from = match layout.from_micros {
+            None => None,
+            Some(micros) => Some(DateTime::from_timestamp_micros(micros)?),
+        };
+        Some(Self { session, pass: Pass { low: narrow(layout.low)?, high: narrow(layout.high)? }, position, from })
     }
 }
 
@@ -168,7 +177,8 @@ fn is_possible(layout: &Layout) -> bool {
     let is_counted = layout.low.values().chain(layout.high.values()).all(|seq| *seq >= 0);
     let is_numbered = layout.low.keys().chain(layout.high.keys()).all(|track| *track >= 0);
     let times = DateTime::UNIX_EPOCH.timestamp_micros()..=LATEST_TIME.timestamp_micros();
-    let is_in_time = layout.position.as_ref().is_none_or(|position| times.contains(&position.timestamp_micros));
+    let mut micros = layout.position.iter().map(|position| position.timestamp_micros).chain(layout.from_micros);
+    let is_in_time = micros.all(|micros| times.contains(&micros));
     is_counted && is_numbered && is_in_time
 }
 
@@ -191,6 +201,7 @@ mod tests {
             session,
             pass: Pass { low: [(0, 7)].into(), high: [(0, 9), (63, 1)].into() },
             position: Some(Position { timestamp, track: 63, seq: 1 }),
+            from: Some(timestamp),
         };
         let text = cursor.encode();
         assert_eq!(Cursor::decode(&text, session), Ok(cursor));

@@ -71,9 +71,8 @@ pub struct Player {
     /// The names of the tracks, by number.
     sources: HashMap<i16, String>,
     pacer: Pacer,
-    from: Option<DateTime<Utc>>,
     until: Option<DateTime<Utc>>,
-    /// Where this pass's actions begin, if that is known to be later than `from`.
+    /// Where this pass's actions begin, if that is known to be later than the cursor's `from`.
     pass_from: Option<DateTime<Utc>>,
     /// The latest timestamp when the pass began.
     last_action_at: Option<DateTime<Utc>>,
@@ -110,14 +109,15 @@ impl Player {
             let offset = TimeDelta::from_std(offset).unwrap_or(TimeDelta::MAX);
             started_at.checked_add_signed(offset).map_or(LATEST_TIME, |time| time.min(LATEST_TIME))
         };
-        let fresh = || Cursor { session: request.session, pass: Pass::first(&session.tracks), position: None };
-        let (cursor, from, clock) = match &request.begin {
-            Begin::FirstAction => (fresh(), None, Some(started_at)),
-            Begin::Offset(offset) => (fresh(), Some(at(*offset)), Some(at(*offset))),
+        let pass = Pass::first(&session.tracks);
+        let fresh = |from| Cursor { session: request.session, pass, position: None, from };
+        let (cursor, clock) = match &request.begin {
+            Begin::FirstAction => (fresh(None), Some(started_at)),
+            Begin::Offset(offset) => (fresh(Some(at(*offset))), Some(at(*offset))),
             Begin::Cursor(cursor) => {
                 let pass = cursor.pass.clone().within(&session.tracks);
                 let clock = cursor.position.map(|position| position.timestamp);
-                (Cursor { pass, ..cursor.clone() }, None, clock)
+                (Cursor { pass, ..cursor.clone() }, clock)
             }
         };
         let mut player = Self {
@@ -136,7 +136,6 @@ impl Player {
             following,
             drain,
             cursor,
-            from,
             request,
         };
         player.meet(&session.tracks);
@@ -226,7 +225,7 @@ impl Player {
             session: self.request.session,
             windows: &windows,
             after: self.cursor.position,
-            from: self.from.max(self.pass_from),
+            from: self.cursor.from.max(self.pass_from),
             until: self.until,
             types: &self.request.types,
         };

@@ -30,6 +30,7 @@ on_both_databases!(
     only_wanted_types_and_sources_are_played,
     a_playback_resumes_after_any_page,
     a_resumed_playback_brings_what_came_meanwhile,
+    a_resumed_playback_keeps_its_beginning_and_goes_on_after_its_stop,
     pages_are_small_enough_for_any_client,
     speed_paces_the_playback_and_max_idle_cuts_pauses,
     a_follower_gets_everything_once_and_ends_with_the_session,
@@ -129,6 +130,18 @@ async fn a_playback_resumes_after_any_page(backend: Backend) {
     assert!(reel.play(resume(&id, whole.end_cursor.as_ref().unwrap())).await.unwrap().actions.is_empty());
     let foreign = reel.play(resume(&session_id(NOON_MS), &whole.pages[0].1)).await.err().unwrap();
     assert_eq!((foreign.code(), reason(&foreign).as_str()), (Code::InvalidArgument, "INVALID_FIELD"));
+}
+
+async fn a_resumed_playback_keeps_its_beginning_and_goes_on_after_its_stop(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let id = recorded(&reel, &[("", clicks(0..10))]).await;
+    let request = PlaySessionRequest { until: Some(seconds(6)), ..from(&id, seconds(3)) };
+    let played = reel.play(request).await.unwrap();
+    assert_eq!(played.targets(), ["3", "4", "5"]);
+    reel.append(&id, "other", 1, vec![click(0, "before"), click(99_000, "after")]).await.unwrap();
+    for cursor in [&played.pages.last().unwrap().1, played.end_cursor.as_ref().unwrap()] {
+        assert_eq!(reel.play(resume(&id, cursor)).await.unwrap().targets(), ["6", "7", "8", "9", "after"]);
+    }
 }
 
 async fn a_resumed_playback_brings_what_came_meanwhile(backend: Backend) {

@@ -139,7 +139,7 @@ fn cursors(table: &mut Table, world: &World) {
             track: 0,
             seq: 1,
         });
-        Cursor { session, pass, position }.encode()
+        Cursor { session, pass, position, from: None }.encode()
     };
     let latest = DateTime::<chrono::Utc>::MAX_UTC.timestamp_micros();
     let earliest = DateTime::<chrono::Utc>::MIN_UTC.timestamp_micros();
