@@ -13,7 +13,13 @@ mod time;
 use std::{error::Error, io::IsTerminal as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::{
+    EnvFilter, Layer as _,
+    filter::{FilterExt as _, filter_fn},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 use self::{demo::DemoArgs, import::ImportArgs, play::PlayArgs};
 use crate::config::{DatabaseArgs, ServeArgs};
@@ -77,16 +83,14 @@ impl Cli {
 
 /// Logs to standard error, from this level on unless `RUST_LOG` says otherwise.
 fn log_at(level: &str) {
-    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    // At its finest level it says the database's URL, password and all.
-    if let Ok(quiet) = "sea_orm=info".parse() {
-        filter = filter.add_directive(quiet);
-    }
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    // At its finest level sea-orm says the database's URL, password and all.
+    let discreet = filter_fn(|metadata| !metadata.target().starts_with("sea_orm") || *metadata.level() <= Level::INFO);
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .init();
+        .with_filter(filter.and(discreet));
+    tracing_subscriber::registry().with(lines).init();
 }
 
 /// Tells a person why a subcommand failed.

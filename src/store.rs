@@ -139,6 +139,8 @@ fn sqlite_options(url: &DatabaseUrl, connections: u32, read_only: bool) -> Conne
             .create_if_missing(true)
             .foreign_keys(true)
             .busy_timeout(SQLITE_BUSY_TIMEOUT)
+            // Rows are read ahead of who takes them; they may have a MiB each.
+            .row_buffer_size(8)
             .synchronous(SqliteSynchronous::Full);
         if read_only {
             options.pragma("query_only", "ON")

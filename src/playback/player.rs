@@ -68,6 +68,8 @@ pub struct Player {
     drain: CancellationToken,
     request: PlayRequest,
     cursor: Cursor,
+    /// Where the first pass that stopped at `until` stood at its end.
+    stopped_at: Option<Cursor>,
     /// The names of the tracks, by number.
     sources: HashMap<i16, String>,
     pacer: Pacer,
@@ -124,6 +126,7 @@ impl Player {
             pacer: Pacer::start(clock, request.speed, request.max_idle),
             until: request.until.map(at),
             resumed: matches!(request.begin, Begin::Cursor(_)),
+            stopped_at: None,
             pass_from: None,
             last_action_at: None,
             sources: HashMap::new(),
@@ -169,8 +172,7 @@ impl Player {
                 self.stage = Stage::Over;
                 let cursor = match self.until {
                     None => Cursor { pass: self.cursor.pass.clone().over(), position: None, ..self.cursor.clone() },
-                    // What lies after it has not been played.
-                    Some(_) => self.cursor.clone(),
+                    Some(_) => self.resume_at().clone(),
                 };
                 return Ok(Some(PlayEvent::End { action_count: self.sent, cursor: cursor.encode() }));
             }
@@ -198,7 +200,13 @@ impl Player {
         }
         self.cursor.position = actions.last().map(StoredAction::position).or(self.cursor.position);
         self.sent += i64::try_from(actions.len()).unwrap_or(0);
-        Ok(PlayEvent::Page { actions, cursor: self.cursor.encode() })
+        Ok(PlayEvent::Page { actions, cursor: self.resume_at().encode() })
+    }
+
+    /// Where to resume. A pass that stops at `until` leaves something of itself to play, which later passes know nothing
+    /// of; so it stays there, although what they have played comes again then.
+    fn resume_at(&self) -> &Cursor {
+        self.stopped_at.as_ref().unwrap_or(&self.cursor)
     }
 
     async fn wait_until(&self, due: Instant) -> Result<()> {
@@ -234,7 +242,8 @@ impl Player {
         if let Some(bytes_a_row) = rows.bytes.checked_div(rows.actions.len()) {
             // Rows beyond the page's bytes would be read by the database for nothing.
             let fitting = u64::try_from(PAGE_BYTES / bytes_a_row.max(1)).unwrap_or(MAX_ROWS);
-            self.next_rows = fitting.clamp(1, MAX_ROWS);
+            // Slowly up, for large ones may follow on small ones.
+            self.next_rows = fitting.clamp(1, MAX_ROWS).min(self.next_rows * 4);
         }
         self.read = rows.actions;
         Ok(())
@@ -245,12 +254,15 @@ impl Player {
         loop {
             // Fails if the session was erased meanwhile, which would have cut the pass short.
             let (tracks, ended) = self.store.track_list(self.request.session).await?;
-            if !self.request.follow && !self.resumed {
+            if !self.request.follow && (!self.resumed || self.until.is_some()) {
                 return Ok(false);
             }
             self.resumed = false;
             let next = self.cursor.pass.clone().next(&tracks);
             if next.action_count() > 0 {
+                if self.until.is_some() && self.stopped_at.is_none() {
+                    self.stopped_at = Some(self.cursor.clone());
+                }
                 self.cursor.pass = next;
                 self.cursor.position = None;
                 self.pass_read = false;

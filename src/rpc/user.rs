@@ -44,9 +44,11 @@ impl UserService for Services {
 
     async fn delete_user(&self, request: Request<DeleteUserRequest>) -> Result<Response<DeleteUserResponse>, Status> {
         let id = parse_user_id("user_id", request.into_inner().user_id)?;
-        let store = self.store.clone();
+        let services = self.clone();
         // In a task of its own: a caller that goes away does not leave it half done.
-        let erasure = self.tasks.spawn(async move { store.user_erase(&id, Utc::now()).await });
+        let erasure = self.tasks.spawn(async move {
+            services.store.user_erase(&id, Utc::now(), |session| services.changes.announce(session)).await
+        });
         let erased = erasure.await.unwrap_or(Err(Error::Internal))?;
         Ok(Response::new(DeleteUserResponse {
             erased_session_count: erased.sessions,

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Code, Status, body::Body, codegen::StdError};
 use tower::{Layer, Service};
@@ -37,6 +37,9 @@ const INGEST_PATHS: &str = "/reel.v1.IngestService/";
 
 /// tonic also ends calls at their deadline, with another status. Ours comes this much earlier.
 const AHEAD_OF_TONIC: Duration = Duration::from_millis(2);
+
+/// How long a call may go without an answer once the service shuts down: its request may never come.
+const ANSWER_AFTER_DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Makes the layer.
 #[derive(Clone)]
@@ -104,6 +107,11 @@ where
         let drained = path.starts_with(STANDARD_PATHS).then(|| Box::pin(self.layer.drain.clone().cancelled_owned()));
         let request = if path.starts_with(INGEST_PATHS) { self.admit(request) } else { request };
         let responding = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
+        let drain = self.layer.drain.clone();
+        let left_behind = async move {
+            drain.cancelled().await;
+            sleep(ANSWER_AFTER_DRAIN_WITHIN).await;
+        };
         let responding = async {
             responding.await.unwrap_or_else(|_| {
                 tracing::error!("a handler broke down");
@@ -111,13 +119,17 @@ where
             })
         };
         Box::pin(async move {
-            let response = match deadline {
-                None => responding.await,
-                Some(deadline) => tokio::select! {
-                    biased;
-                    response = responding => response,
-                    () = sleep_until(deadline) => Ok(Status::from(Error::DeadlineExceeded).into_http()),
-                },
+            let passed = async {
+                match deadline {
+                    None => std::future::pending().await,
+                    Some(deadline) => sleep_until(deadline).await,
+                }
+            };
+            let response = tokio::select! {
+                biased;
+                response = responding => response,
+                () = passed => Ok(Status::from(Error::DeadlineExceeded).into_http()),
+                () = left_behind => Ok(Status::from(Error::Draining).into_http()),
             };
             let (mut parts, body) = response?.into_parts();
             complete(&mut parts.headers, limit_bytes, &mut line);

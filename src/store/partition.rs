@@ -35,7 +35,7 @@ enum Strays {
 /// Key of the advisory lock under which partitions are made: "reel" in ASCII, and 2.
 const PARTITION_LOCK: i64 = 0x7265_656c_0000_0002;
 
-/// Days whose partition was seen, so that not every session start asks the catalogue.
+/// Days whose partition was seen to, so that not every session start asks the catalogue.
 #[derive(Debug, Default)]
 pub(super) struct KnownPartitions(Mutex<HashSet<NaiveDate>>);
 
@@ -94,7 +94,7 @@ impl Store {
     }
 
     /// Makes the partition for a session of a day that has none yet, if that can be done without holding others up. Where it
-    /// cannot, the DEFAULT partition takes the actions, and maintenance moves them later.
+    /// cannot, the DEFAULT partition takes the actions, and maintenance moves them later, unless they are too many by then.
     pub(super) async fn partition_ensure_for(&self, session: SessionId) {
         if !self.is_postgres() {
             return;
@@ -106,13 +106,14 @@ impl Store {
         if let Err(error) = self.partition_ensure(day, MAX_PARTITIONS, Strays::Leave).await {
             tracing::warn!(%error, "no partition could be made now, the default one takes the session");
         }
+        // Tried once: the rest is for maintenance.
+        self.known_partitions.insert(day);
     }
 
     async fn partition_ensure(&self, day: NaiveDate, limit: usize, strays: Strays) -> Result<()> {
         let name = name(day);
         let names = partition_names_in(&self.read).await?;
         if names.contains(&name) {
-            self.known_partitions.insert(day);
             return Ok(());
         }
         if names.len() >= limit {

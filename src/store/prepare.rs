@@ -64,7 +64,11 @@ impl Store {
     pub async fn prepare(&self) -> Result<(), Unfit> {
         self.check_durability().await?;
         self.migrate().await?;
-        self.partitions_make_ahead(chrono::Utc::now()).await.map_err(|_| Unfit::Unavailable)
+        // Nothing depends on them: there is the default one.
+        if let Err(error) = self.partitions_make_ahead(chrono::Utc::now()).await {
+            tracing::warn!(%error, "partitions not made, trying again later");
+        }
+        Ok(())
     }
 
     async fn check_durability(&self) -> Result<(), Unfit> {

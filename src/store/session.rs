@@ -313,8 +313,13 @@ impl Store {
     }
 
     /// Erases a user and all of the user's sessions, one transaction a session. Broken off, it leaves whole sessions only,
-    /// and may be called again.
-    pub async fn user_erase(&self, user_id: &str, now: DateTime<Utc>) -> Result<Erased> {
+    /// and may be called again. `tell` hears of each session that is gone.
+    pub async fn user_erase(
+        &self,
+        user_id: &str,
+        now: DateTime<Utc>,
+        mut tell: impl FnMut(SessionId) + Send,
+    ) -> Result<Erased> {
         self.user_get(user_id).await?;
         let mut erased = Erased::default();
         loop {
@@ -324,8 +329,10 @@ impl Store {
                 .all(&self.write)
                 .await?;
             for session in &sessions {
-                match self.session_erase(SessionId::from_uuid(session.id), now).await {
+                let id = SessionId::from_uuid(session.id);
+                match self.session_erase(id, now).await {
                     Ok(actions) => {
+                        tell(id);
                         erased.sessions += 1;
                         erased.actions += actions;
                     }

@@ -142,6 +142,16 @@ async fn a_resumed_playback_keeps_its_beginning_and_goes_on_after_its_stop(backe
     for cursor in [&played.pages.last().unwrap().1, played.end_cursor.as_ref().unwrap()] {
         assert_eq!(reel.play(resume(&id, cursor)).await.unwrap().targets(), ["6", "7", "8", "9", "after"]);
     }
+    // Window by window, while more arrives, nothing gets lost.
+    let mut cursor = played.end_cursor.unwrap();
+    for (until, expected) in [(8, vec!["6", "7"]), (9, vec!["8"]), (10, vec!["9"])] {
+        let request = PlaySessionRequest { until: Some(seconds(until)), ..resume(&id, &cursor) };
+        let played = reel.play(request).await.unwrap();
+        assert_eq!(played.targets(), expected);
+        cursor = played.end_cursor.unwrap();
+        reel.append(&id, "", 0, vec![click(4_000, "late")]).await.unwrap();
+    }
+    assert_eq!(reel.play(resume(&id, &cursor)).await.unwrap().targets(), ["late", "late", "late", "after"]);
 }
 
 async fn a_resumed_playback_brings_what_came_meanwhile(backend: Backend) {
