@@ -7,7 +7,7 @@ mod process;
 mod sender;
 
 use rand::RngExt as _;
-use reel::proto::PlaySessionRequest;
+use reel::{proto::PlaySessionRequest, server::ServeError, store::Unfit};
 use tokio::net::TcpStream;
 use tonic::Code;
 use tonic_health::{
@@ -166,4 +166,20 @@ async fn a_killed_postgres_is_waited_for_and_nothing_is_lost() {
     let second = Process::serve(&undisturbed.url, &[]).await;
     Senders::start(second.address, Trouble::None).finish().await;
     check_same_as_undisturbed(&database, &undisturbed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_may_lose_what_it_has_committed_is_refused() {
+    let postgres = Postgres::start().await;
+    let database = postgres.database("reel").await;
+    for unsafe_setting in ["fsync", "full_page_writes"] {
+        postgres.set(unsafe_setting, "off").await;
+        let refused = Reel::start_unready(&database.url, &[]).await.ended().await.unwrap_err();
+        assert!(
+            matches!(&refused, ServeError::Database(Unfit::NotDurable { setting, .. }) if *setting == unsafe_setting),
+            "{refused}"
+        );
+        postgres.set(unsafe_setting, "on").await;
+    }
+    Reel::start_on(&database, &[]).await.stop().await;
 }

@@ -46,7 +46,7 @@ fn command(folder: &TempDir, program: &str) -> Command {
 fn spawn(folder: &TempDir, port: u16) -> Child {
     let mut command = command(folder, "postgres");
     command.args(["-D", "data", "-p", &port.to_string()]);
-    for setting in ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=on", "restart_after_crash=on"] {
+    for setting in ["listen_addresses=127.0.0.1", "unix_socket_directories=", "restart_after_crash=on"] {
         command.args(["-c", setting]);
     }
     command.spawn().unwrap()
@@ -85,6 +85,18 @@ impl Postgres {
     pub async fn database(&self, name: &str) -> TestDatabase {
         administer(&self.url("postgres"), &format!("CREATE DATABASE {name}")).await;
         TestDatabase::at(self.url(name))
+    }
+
+    /// Changes a setting of the whole server, and waits until it is in force.
+    pub async fn set(&self, setting: &str, value: &str) {
+        let server = self.url("postgres");
+        administer(&server, &format!("ALTER SYSTEM SET {setting} = {value}")).await;
+        administer(&server, "SELECT pg_reload_conf()").await;
+        let query = format!("SELECT current_setting('{setting}')");
+        eventually("the setting is in force", async || {
+            TestDatabase::at(server.clone()).texts(&query).await == [value.to_owned()]
+        })
+        .await;
     }
 
     /// SIGKILL to one of the server processes that work for Reel, while it works if there is one that does: PostgreSQL then
