@@ -285,14 +285,12 @@ async fn processes_tell_each_other_of_changes() {
     let id = session_id(NOON_MS).parse().unwrap();
     let (telling, hearing) = (Arc::new(Changes::default()), Arc::new(Changes::default()));
     let mut following = hearing.follow(id);
-    // Without a look at the database of its own, only the word of the other ends this. The first may come too early.
+    // It does not look at the database, so only the word of the other ends the second wait. The first ends when it has
+    // begun to listen: whatever came before may have been missed.
     let told = async {
-        loop {
-            telling.announce(id);
-            if timeout(Duration::from_millis(200), following.changed()).await.is_ok() {
-                return;
-            }
-        }
+        following.changed().await;
+        telling.announce(id);
+        following.changed().await;
     };
     tokio::select! {
         () = telling.exchange(&one.store) => unreachable!("it goes on for ever"),
