@@ -146,6 +146,9 @@ pub struct ServiceArgs {
     /// MiB of messages that may be on their way into the database at once; senders of more wait
     #[arg(long, env = "REEL_INGEST_BUFFER_MIB", default_value_t = 128, value_name = "MIB", value_parser = clap::value_parser!(u32).range(8..=65536))]
     pub ingest_buffer_mib: u32,
+    /// Transactions that write actions at once, each for many senders [default: 2 on PostgreSQL; SQLite takes 1]
+    #[arg(long, env = "REEL_WRITERS", value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub writers: Option<u8>,
     /// What requests may not exceed.
     #[command(flatten)]
     pub limits: Limits,

@@ -52,7 +52,8 @@ pub async fn run(
     let writes = TaskTracker::new();
     let changes = Arc::new(Changes::default());
     let (health, health_service) = Health::new(store.clone()).await;
-    let writer = Writer::new(store.clone(), Arc::clone(&changes), args.limits, writes.clone());
+    let writers = store.writers(args.writers);
+    let writer = Writer::new(store.clone(), Arc::clone(&changes), args.limits, writers, writes.clone());
     let services = Services {
         store: store.clone(),
         writer,

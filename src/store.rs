@@ -25,6 +25,7 @@ mod track;
 mod user;
 
 pub use action::{ActionQuery, ActionRows, SeqWindow};
+pub use append::{Arrived, KnownSessions};
 pub use changes::ChangeListener;
 pub use partition::PARTITION_DAYS_AHEAD;
 pub use prepare::Unfit;
@@ -74,6 +75,13 @@ impl Store {
         let probe = Database::connect(probe).await?;
         let backend = write.get_database_backend();
         Ok(Self { write, read, probe, backend, known_partitions: Arc::default() })
+    }
+
+    /// How many transactions can write at once to some purpose, where so many are asked for. On PostgreSQL a second one
+    /// works while the first waits for the disk; SQLite has one writer.
+    #[must_use]
+    pub fn writers(&self, asked: Option<u8>) -> usize {
+        if self.is_postgres() { asked.map_or(2, usize::from) } else { 1 }
     }
 
     /// Whether the database answers.

@@ -23,9 +23,6 @@ use tonic::Status;
 
 use crate::error::Error;
 
-/// Permits are counted in units of this many bytes.
-const UNIT_BYTES: usize = 1024;
-
 /// Bytes of the gRPC header before each message: a flag that says whether it is compressed, and its length.
 /// See <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>.
 const HEADER_BYTES: usize = 5;
@@ -40,6 +37,9 @@ pub struct Intake {
 }
 
 impl Intake {
+    /// Permits are counted in units of this many bytes.
+    pub const UNIT_BYTES: usize = 1024;
+
     /// Makes an intake for this many MiB of messages at once. `stall_timeout` is how long a message may take to arrive
     /// once it has been let in.
     #[must_use]
@@ -65,27 +65,37 @@ impl Intake {
     }
 
     fn units_for(&self, bytes: usize) -> u32 {
-        u32::try_from(bytes / UNIT_BYTES + 1).unwrap_or(u32::MAX).min(self.capacity_units)
+        u32::try_from(bytes / Self::UNIT_BYTES + 1).unwrap_or(u32::MAX).min(self.capacity_units)
     }
 }
 
 /// The permits of the messages that were let in and not taken out yet, oldest first.
 #[derive(Clone, Debug, Default)]
-pub struct MessagePermits(Arc<Mutex<VecDeque<OwnedSemaphorePermit>>>);
+pub struct MessagePermits(Arc<Mutex<VecDeque<Admitted>>>);
+
+/// The permit of one message.
+#[derive(Debug)]
+struct Admitted {
+    permit: OwnedSemaphorePermit,
+    /// It was let in at the largest size that it might have.
+    is_compressed: bool,
+}
 
 impl MessagePermits {
-    /// Takes the permit of the oldest message, which has turned out to have this many bytes.
+    /// Takes the permit of the oldest message. `bytes` says how many it has turned out to have, where it was compressed.
     #[must_use]
-    pub fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        let mut permit = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front()?;
-        // A compressed message was let in at the largest size that it might have had.
-        let surplus = permit.num_permits().saturating_sub(bytes / UNIT_BYTES + 1);
-        drop(permit.split(surplus));
+    pub fn take(&self, bytes: impl FnOnce() -> usize) -> Option<OwnedSemaphorePermit> {
+        let Admitted { mut permit, is_compressed } =
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front()?;
+        if is_compressed {
+            let surplus = permit.num_permits().saturating_sub(bytes() / Intake::UNIT_BYTES + 1);
+            drop(permit.split(surplus));
+        }
         Some(permit)
     }
 
-    fn put(&self, permit: OwnedSemaphorePermit) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(permit);
+    fn put(&self, permit: OwnedSemaphorePermit, is_compressed: bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(Admitted { permit, is_compressed });
     }
 }
 
@@ -137,7 +147,7 @@ impl<B: Body<Data = Bytes> + Unpin> IntakeBody<B> {
                 };
                 let units = self.intake.units_for(reserved);
                 if let Some(permit) = ready!(self.units.poll_acquire_many(cx, units)) {
-                    self.permits.put(permit);
+                    self.permits.put(permit, flag != 0);
                 }
                 self.stalled = Some(Box::pin(sleep(self.intake.stall_timeout)));
                 return Poll::Ready(self.let_through(taken, length));
@@ -256,7 +266,7 @@ mod tests {
                 seen.extend_from_slice(&data);
             }
             assert_eq!(seen, whole, "chunks of {size}");
-            let taken: Vec<_> = std::iter::from_fn(|| permits.take(usize::MAX)).map(|p| p.num_permits()).collect();
+            let taken: Vec<_> = std::iter::from_fn(|| permits.take(|| usize::MAX)).map(|p| p.num_permits()).collect();
             assert_eq!(taken, [1, 1, 3, 1], "chunks of {size}");
         }
     }
@@ -269,11 +279,11 @@ mod tests {
         let (mut second, second_permits) = intake.admit(chunks());
         assert!(read(&mut first).await.is_some());
         assert!(read(&mut second).await.is_none());
-        let permit = first_permits.take(600 << 10);
+        let permit = first_permits.take(|| 600 << 10);
         assert!(read(&mut second).await.is_none());
         drop(permit);
         assert!(read(&mut second).await.is_some());
-        assert!(second_permits.take(600 << 10).is_some());
+        assert!(second_permits.take(|| 600 << 10).is_some());
     }
 
     #[tokio::test(start_paused = true)]

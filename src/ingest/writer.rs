@@ -3,63 +3,102 @@
 use std::sync::Arc;
 
 use chrono::{SubsecRound as _, Utc};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio_util::task::TaskTracker;
 
+use super::lane::{Lane, UploadState, Waiting};
 use crate::{
     changes::Changes,
     config::Limits,
-    error::{Error, Result},
-    model::{IngestEvent, SessionReceipt},
+    error::Result,
+    model::{IngestEvent, SessionEnd, SessionId, SessionReceipt, SessionStart},
     store::Store,
 };
 
 /// Writes what arrives. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Writer {
-    store: Store,
-    changes: Arc<Changes>,
-    limits: Limits,
-    /// The writes under way, so that shutting down can wait for them.
-    writes: TaskTracker,
+    shared: Arc<Shared>,
+    /// A session's batches always go to the same one.
+    lanes: Arc<[Arc<Lane>]>,
 }
 
+/// What all writes need.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) store: Store,
+    pub(super) changes: Arc<Changes>,
+    pub(super) limits: Limits,
+    /// The writes under way, so that shutting down can wait for them.
+    pub(super) writes: TaskTracker,
+}
+
+/// Where a receipt is sent to.
+pub(super) type Tell = oneshot::Sender<Result<SessionReceipt>>;
+
+/// Comes when an event is committed, or refused.
+pub type Receipt = oneshot::Receiver<Result<SessionReceipt>>;
+
 impl Writer {
-    /// Makes a writer. Shutting down waits for `writes`.
+    /// Makes a writer of so many lanes, that is of so many transactions at once. Shutting down waits for `writes`.
     #[must_use]
-    pub fn new(store: Store, changes: Arc<Changes>, limits: Limits, writes: TaskTracker) -> Self {
-        Self { store, changes, limits, writes }
+    pub fn new(store: Store, changes: Arc<Changes>, limits: Limits, lanes: usize, writes: TaskTracker) -> Self {
+        let shared = Arc::new(Shared { store, changes, limits, writes });
+        let lanes = (0..lanes.max(1)).map(|_| Arc::new(Lane::new(Arc::clone(&shared)))).collect();
+        Self { shared, lanes }
     }
 
-    /// Writes one event. When this returns a receipt, everything it speaks of is committed.
+    /// Takes an event in. Batches of a session are written in the order in which they were taken; a start or an end is not
+    /// ordered with them. A receipt speaks only of what is committed.
     ///
     /// The write runs in a task of its own: whoever stops waiting, because its client went away, cannot cut it in half.
-    /// `permit` is held until the write is done.
-    pub async fn write(&self, event: IngestEvent, permit: Option<OwnedSemaphorePermit>) -> Result<SessionReceipt> {
-        let writer = self.clone();
-        let write = self.writes.spawn(async move {
-            let receipt = writer.commit(&event).await;
-            drop((event, permit));
-            receipt
-        });
-        write.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "a write broke down");
-            Err(Error::Internal)
-        })
+    /// `permit` is held until the write is done. Of an upload of which a batch was refused, nothing later is written.
+    #[must_use]
+    pub fn submit(&self, event: IngestEvent, permit: Option<OwnedSemaphorePermit>, upload: &UploadState) -> Receipt {
+        let (tell, receipt) = oneshot::channel();
+        match event {
+            IngestEvent::Batch(batch) => {
+                let upload = upload.clone();
+                self.lane(batch.session).push(Waiting { batch, permit, upload, tell });
+            }
+            IngestEvent::Start(start) => self.spawn(Boundary::Start(start), permit, tell),
+            IngestEvent::End(end) => self.spawn(Boundary::End(end), permit, tell),
+        }
+        receipt
     }
 
-    async fn commit(&self, event: &IngestEvent) -> Result<SessionReceipt> {
-        let now = Utc::now().trunc_subsecs(6);
-        let receipt = match event {
-            IngestEvent::Start(start) => {
+    fn spawn(&self, boundary: Boundary, permit: Option<OwnedSemaphorePermit>, tell: Tell) {
+        let shared = Arc::clone(&self.shared);
+        self.shared.writes.spawn(async move {
+            let receipt = shared.write(&boundary).await;
+            drop((boundary, permit));
+            // Nobody may be waiting any more.
+            let _ = tell.send(receipt);
+        });
+    }
+
+    fn lane(&self, session: SessionId) -> &Arc<Lane> {
+        // The last byte of an id is random.
+        let byte = usize::from(session.as_uuid().as_bytes()[15]);
+        &self.lanes[byte % self.lanes.len()]
+    }
+}
+
+/// The start or the end of a session.
+enum Boundary {
+    Start(SessionStart),
+    End(SessionEnd),
+}
+
+impl Shared {
+    async fn write(&self, boundary: &Boundary) -> Result<SessionReceipt> {
+        let receipt = match boundary {
+            Boundary::Start(start) => {
+                let now = Utc::now().trunc_subsecs(6);
                 self.store.session_start(start, now, self.limits.max_attributes).await?;
                 SessionReceipt { started: true, ..SessionReceipt::new(start.id) }
             }
-            IngestEvent::Batch(batch) => {
-                let track = self.store.batch_append(batch, now, self.limits.max_tracks).await?;
-                SessionReceipt { tracks: vec![track], ..SessionReceipt::new(batch.session) }
-            }
-            IngestEvent::End(end) => {
+            Boundary::End(end) => {
                 self.store.session_end(end).await?;
                 SessionReceipt { ended: true, ..SessionReceipt::new(end.id) }
             }

@@ -125,6 +125,26 @@ pub enum BatchAction {
     Rejected(RejectedAction),
 }
 
+impl BatchAction {
+    /// What is stored of it.
+    #[must_use]
+    pub fn to_store(&self) -> &Action {
+        match self {
+            Self::Valid(action) => action,
+            Self::Rejected(rejected) => &rejected.placeholder,
+        }
+    }
+
+    /// Tells it from others when it is sent again.
+    #[must_use]
+    pub fn digest(&self) -> ContentDigest {
+        match self {
+            Self::Valid(action) => action.digest(),
+            Self::Rejected(rejected) => rejected.digest,
+        }
+    }
+}
+
 /// An action that cannot be stored as it was sent.
 pub struct RejectedAction {
     /// Why.

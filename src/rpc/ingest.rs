@@ -1,8 +1,9 @@
 //! `reel.v1.IngestService`.
 
-use std::pin::Pin;
+use std::{collections::VecDeque, pin::Pin};
 
 use chrono::Utc;
+use tokio::sync::{OwnedSemaphorePermit, oneshot::error::RecvError};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -10,7 +11,7 @@ use super::Services;
 use crate::{
     convert::{cursors_to_proto, parse_cursor_request, parse_event, receipt_to_proto},
     error::{Error, Result},
-    ingest::{MessagePermits, Receipts},
+    ingest::{Intake, MessagePermits, Receipt, Receipts, UploadState},
     model::{IngestEvent, SessionId, SessionReceipt},
     proto::{
         GetIngestCursorRequest, GetIngestCursorResponse, RecordActionsRequest, RecordActionsResponse,
@@ -58,36 +59,111 @@ impl IngestService for Services {
     }
 }
 
-/// One upload: takes its messages one after the other, each when the one before is committed.
+/// Messages of an upload that are on their way into the database at once. The next ones are let in meanwhile, so that one
+/// sender alone can fill a transaction.
+const MAX_IN_FLIGHT: usize = 16;
+
+/// Their bytes, so that one upload does not take the room of all.
+const MAX_IN_FLIGHT_BYTES: usize = 4 << 20;
+
+/// One upload: takes its messages one after the other and gives their receipts in the same order.
 struct Upload<M> {
     services: Services,
     messages: Streaming<M>,
     permits: Option<MessagePermits>,
     /// The session that this stream started last.
     current: Option<SessionId>,
+    state: UploadState,
+    /// The receipts to come, with the bytes of their messages.
+    in_flight: VecDeque<(Receipt, usize)>,
+    /// A start or an end, which waits until what came before is committed, and whose receipt what comes after waits for.
+    boundary: Option<(IngestEvent, Option<OwnedSemaphorePermit>)>,
+    is_at_boundary: bool,
+    /// How the upload ends once all receipts are given.
+    end: Option<Result<(), Status>>,
 }
 
 impl<M: Into<StreamActionsRequest> + prost::Message> Upload<M> {
     fn new(services: &Services, request: Request<Streaming<M>>) -> Self {
         let permits = request.extensions().get::<MessagePermits>().cloned();
-        Self { services: services.clone(), messages: request.into_inner(), permits, current: None }
+        Self {
+            services: services.clone(),
+            messages: request.into_inner(),
+            permits,
+            current: None,
+            state: UploadState::default(),
+            in_flight: VecDeque::new(),
+            boundary: None,
+            is_at_boundary: false,
+            end: None,
+        }
     }
 
-    /// Takes the next message and gives its receipt once it is committed. None at the end of the stream, which says nothing
-    /// about the end of a session.
+    /// Gives the next receipt once its message is committed. None at the end of the stream, which says nothing about the end
+    /// of a session.
     async fn next(&mut self) -> Result<Option<SessionReceipt>, Status> {
-        let message = tokio::select! {
-            biased;
-            () = self.services.drain.cancelled() => return Err(Error::Draining.into()),
-            message = self.messages.message() => message?,
-        };
-        let Some(message) = message else { return Ok(None) };
-        let permit = self.permits.as_ref().and_then(|permits| permits.take(message.encoded_len()));
-        let event = parse_event(message.into(), self.current, &self.services.limits, Utc::now())?;
-        if let IngestEvent::Start(start) = &event {
-            self.current = Some(start.id);
+        loop {
+            if self.in_flight.is_empty() {
+                self.is_at_boundary = false;
+                if let Some((event, permit)) = self.boundary.take() {
+                    self.is_at_boundary = true;
+                    self.submit(event, permit);
+                } else if let Some(end) = self.end.take() {
+                    return end.map(|()| None);
+                }
+            }
+            let takes_more = self.takes_more();
+            let drain = self.services.drain.clone();
+            tokio::select! {
+                biased;
+                receipt = oldest(&mut self.in_flight) => {
+                    self.in_flight.pop_front();
+                    // Its writer is gone only if it broke down.
+                    return Ok(Some(receipt.unwrap_or(Err(Error::Internal))?));
+                }
+                () = drain.cancelled(), if takes_more => self.end = Some(Err(Error::Draining.into())),
+                message = self.messages.message(), if takes_more => self.take(message),
+            }
         }
-        Ok(Some(self.services.writer.write(event, permit).await?))
+    }
+
+    fn takes_more(&self) -> bool {
+        let bytes: usize = self.in_flight.iter().map(|(_, bytes)| bytes).sum();
+        let is_full = self.in_flight.len() >= MAX_IN_FLIGHT || bytes >= MAX_IN_FLIGHT_BYTES;
+        !is_full && !self.is_at_boundary && self.boundary.is_none() && self.end.is_none()
+    }
+
+    fn take(&mut self, message: Result<Option<M>, Status>) {
+        let message = match message {
+            Ok(Some(message)) => message,
+            Ok(None) => return self.end = Some(Ok(())),
+            Err(status) => return self.end = Some(Err(status)),
+        };
+        let permit = self.permits.as_ref().and_then(|permits| permits.take(|| message.encoded_len()));
+        match parse_event(message.into(), self.current, &self.services.limits, Utc::now()) {
+            Err(error) => self.end = Some(Err(error.into())),
+            Ok(event @ IngestEvent::Batch(_)) => self.submit(event, permit),
+            Ok(event) => {
+                if let IngestEvent::Start(start) = &event {
+                    self.current = Some(start.id);
+                }
+                self.boundary = Some((event, permit));
+            }
+        }
+    }
+
+    fn submit(&mut self, event: IngestEvent, permit: Option<OwnedSemaphorePermit>) {
+        let bytes = permit.as_ref().map_or(0, |permit| permit.num_permits() * Intake::UNIT_BYTES);
+        let receipt = self.services.writer.submit(event, permit, &self.state);
+        self.in_flight.push_back((receipt, bytes));
+    }
+}
+
+/// The receipt that is due first. Never comes where none is.
+async fn oldest(in_flight: &mut VecDeque<(Receipt, usize)>) -> Result<Result<SessionReceipt>, RecvError> {
+    match in_flight.front_mut() {
+        Some((receipt, _)) => receipt.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,298 +1,328 @@
-//! The write: one batch of one track, in one transaction. What is stored already is compared and not written again; what
-//! would leave a gap is refused.
+//! The write: batches of many tracks, merged into one transaction. What is stored already is compared and not written again;
+//! what would leave a gap is refused; what cannot be stored harms nobody else's batch.
+//!
+//! A transaction is planned from what is known of the tracks. Its first statement moves all their cursors, each only from
+//! where the plan expects it; that takes the locks, proves that the sessions are there, and shows if the plan is out of date.
+//! Then the rows go in.
 
-use std::collections::HashMap;
+mod compare;
+mod copy;
+mod known;
+mod plan;
+mod sqlite;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
-use futures_util::TryStreamExt as _;
-use sea_orm::{
-    ActiveModelTrait as _, ColumnTrait as _, ConnectionTrait as _, DatabaseTransaction, DbErr, EntityTrait as _,
-    IntoActiveModel as _, PaginatorTrait as _, QueryFilter as _, QuerySelect as _, Select, Set, Statement, Value,
-    sea_query::{Expr, LockType, Query},
-};
+use sea_orm::DbErr;
+use uuid::Uuid;
 
+pub use self::known::KnownSessions;
+use self::{
+    known::{KnownSession, KnownTrack},
+    plan::{Plan, Verdict, count},
+};
 use super::{
     Store,
-    action::from_row,
-    entity::{action, session, track},
-    failure::{Attempts, Failure},
-    session::absent,
+    failure::{Attempts, Cause, Failure},
+    session::{absent, existing},
+    track::tracks_of,
 };
 use crate::{
     error::{Error, Result},
-    model::{
-        Action, Batch, BatchAction, ContentDigest, ERROR_TYPE, REJECTED_TYPE, Rejection, RejectionReason, SessionId,
-        TrackReceipt,
-    },
+    model::{Batch, SessionId, TrackReceipt},
 };
 
-/// SQLite takes 32,766 parameters a statement, an action has 7. Few enough for the statement cache to be of use.
-const SQLITE_ROWS_A_STATEMENT: usize = 100;
+/// A transaction that did not go through, or may not have.
+#[derive(Debug)]
+enum AppendError {
+    /// The tracks are not where the plan expects them. Nothing was done.
+    Outdated,
+    /// The database refused. Nothing was done.
+    Failed(DbErr),
+    /// The connection broke during COMMIT: nobody knows whether it was done.
+    Unknown(DbErr),
+}
+
+impl From<DbErr> for AppendError {
+    fn from(error: DbErr) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What a transaction of unknown outcome was to do with a batch.
+struct Doubt {
+    track: i16,
+    first_seq: i64,
+    receipt: TrackReceipt,
+}
+
+/// A batch and the upload that it came with.
+#[derive(Clone, Copy)]
+pub struct Arrived<'a> {
+    /// The batch.
+    pub batch: &'a Batch,
+    /// Tells the upload from others.
+    pub upload: usize,
+}
 
 impl Store {
-    /// Stores what is new of a batch. When this returns a receipt, everything it speaks of is committed.
-    pub async fn batch_append(&self, batch: &Batch, now: DateTime<Utc>, max_tracks: usize) -> Result<TrackReceipt> {
-        let mut attempts = Attempts::default();
-        loop {
-            match self.batch_append_once(batch, now, max_tracks).await {
-                Ok(receipt) => return Ok(receipt),
-                Err(failure) => attempts.again_after(failure).await?,
-            }
-        }
-    }
-
-    async fn batch_append_once(
+    /// Stores what is new of these batches, those of a track in their order. Where this gives a receipt, everything it speaks
+    /// of is committed. After a batch that is refused, nothing of its upload is stored. `known` is the caller's memory of the
+    /// tracks that it has written to.
+    pub async fn batches_append(
         &self,
-        batch: &Batch,
+        batches: &[Arrived<'_>],
+        known: &mut KnownSessions,
         now: DateTime<Utc>,
         max_tracks: usize,
-    ) -> Result<TrackReceipt, Failure> {
-        let tx = self.begin().await?;
-        let track = lock_track(&tx, batch, now, max_tracks).await?;
-        let first_seq = batch.first_seq.unwrap_or(track.last_seq + 1);
-        if first_seq > track.last_seq + 1 {
-            return Err(Error::SequenceGap {
-                session: batch.session,
-                source_name: batch.source.clone(),
-                expected_seq: track.last_seq + 1,
-                received_seq: first_seq,
-            }
-            .into());
-        }
-        let stored = usize::try_from(track.last_seq + 1 - first_seq).unwrap_or(usize::MAX).min(batch.actions.len());
-        let (known, new) = batch.actions.split_at(stored);
+    ) -> Vec<Result<TrackReceipt>> {
+        let mut append = Append {
+            store: self,
+            batches,
+            known,
+            now,
+            max_tracks,
+            outcomes: batches.iter().map(|_| None).collect(),
+            refused: HashMap::new(),
+            doubts: HashMap::new(),
+            one_by_one: false,
+        };
+        append.run().await;
+        let missing = || Err(Error::Internal);
+        append.outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(missing)).collect()
+    }
+}
 
-        let mut receipt = TrackReceipt { source: batch.source.clone(), ..Default::default() };
-        if !known.is_empty() {
-            compare(&tx, batch.session, track.number, first_seq, known, &mut receipt).await?;
-        }
-        let first_new = first_seq + i64::try_from(stored).unwrap_or(i64::MAX);
-        for (action, seq) in new.iter().zip(first_new..) {
-            match action {
-                BatchAction::Valid(_) => receipt.accepted_count += 1,
-                BatchAction::Rejected(rejected) => receipt.reject(Rejection {
-                    seq,
-                    reason: rejected.reason,
-                    description: rejected.description.clone(),
-                }),
+/// Batches on their way into the database.
+struct Append<'a> {
+    store: &'a Store,
+    batches: &'a [Arrived<'a>],
+    known: &'a mut KnownSessions,
+    now: DateTime<Utc>,
+    max_tracks: usize,
+    outcomes: Vec<Option<Result<TrackReceipt>>>,
+    /// Uploads of which a batch was refused, and why.
+    refused: HashMap<usize, Error>,
+    doubts: HashMap<usize, Doubt>,
+    /// Once a merged transaction has failed for reasons of its own: to find out whose.
+    one_by_one: bool,
+}
+
+impl<'a> Append<'a> {
+    async fn run(&mut self) {
+        let mut attempts = Attempts::over_a_break();
+        loop {
+            let round = self.next_round();
+            if round.is_empty() {
+                return;
+            }
+            let before = self.unsettled();
+            match self.write(&round).await {
+                Ok(()) => {}
+                Err(failure) => {
+                    round.iter().for_each(|index| self.known.forget(self.batches[*index].batch.session));
+                    let is_merged = round.len() > 1;
+                    if is_merged && failure.may_be_of_one() {
+                        self.one_by_one = true;
+                    } else if let Err(error) = attempts.again_after(failure).await {
+                        let hopeless = if error == Error::DatabaseUnavailable { self.indices() } else { round };
+                        hopeless.into_iter().for_each(|index| self.settle(index, Err(error.clone())));
+                    }
+                }
+            }
+            if self.unsettled() < before {
+                attempts = Attempts::over_a_break();
             }
         }
-        self.insert(&tx, batch.session, track.number, first_new, new).await?;
-        receipt.committed_seq = first_new - 1 + i64::try_from(new.len()).unwrap_or(0);
-        receipt.committed_seq = receipt.committed_seq.max(track.last_seq);
-        if !batch.actions.is_empty() {
-            advance(track, &receipt, new, now).update(&tx).await?;
-        }
-        tx.commit().await?;
-        Ok(receipt)
     }
 
-    async fn insert(
-        &self,
-        tx: &DatabaseTransaction,
-        session: SessionId,
-        track: i16,
-        first_seq: i64,
-        actions: &[BatchAction],
-    ) -> Result<(), Failure> {
-        if actions.is_empty() {
-            return Ok(());
+    /// What goes into the next transaction: everything, unless the batches are tried one by one.
+    fn next_round(&self) -> Vec<usize> {
+        let limit = if self.one_by_one { 1 } else { usize::MAX };
+        self.indices().into_iter().take(limit).collect()
+    }
+
+    fn indices(&self) -> Vec<usize> {
+        (0..self.batches.len()).filter(|index| self.outcomes[*index].is_none()).collect()
+    }
+
+    fn unsettled(&self) -> usize {
+        self.outcomes.iter().filter(|outcome| outcome.is_none()).count()
+    }
+
+    fn settle(&mut self, index: usize, outcome: Result<TrackReceipt>) {
+        if let Err(error) = &outcome {
+            self.refused.entry(self.batches[index].upload).or_insert_with(|| error.clone());
         }
-        let rows: Vec<_> = actions.iter().map(BatchAction::to_store).zip(first_seq..).collect();
-        if self.is_postgres() {
-            tx.execute_raw(insert_on_postgres(session, track, &rows)).await?;
-            return Ok(());
-        }
-        for rows in rows.chunks(SQLITE_ROWS_A_STATEMENT) {
-            let mut insert = Query::insert();
-            insert.into_table(action::Entity).columns([
-                action::Column::SessionId,
-                action::Column::Timestamp,
-                action::Column::Track,
-                action::Column::Seq,
-                action::Column::Kind,
-                action::Column::Target,
-                action::Column::Data,
-            ]);
-            for (action, seq) in rows {
-                insert.values_panic([
-                    Expr::value(session.as_uuid()),
-                    Expr::value(action.timestamp),
-                    Expr::value(track),
-                    Expr::value(*seq),
-                    Expr::value(action.kind.as_str()),
-                    Expr::value(action.target.as_str()),
-                    Expr::value((!action.data.is_empty()).then_some(action.data.as_str())),
-                ]);
+        self.outcomes[index] = Some(outcome);
+    }
+
+    /// One transaction. Settles what it can; what it leaves is for the next.
+    async fn write(&mut self, round: &[usize]) -> Result<(), Failure> {
+        let fresh = self.read_unknown(round).await?;
+        self.resolve_doubts().await?;
+        let mut plan = self.plan(round, &fresh);
+        self.compare(&mut plan).await?;
+        plan.count();
+        if !plan.tracks.is_empty() {
+            match self.store.append(&plan, self.now).await {
+                Ok(()) => {}
+                Err(AppendError::Outdated) => return Err(Failure::Outdated),
+                Err(AppendError::Failed(error)) => return Err(error.into()),
+                Err(AppendError::Unknown(error)) => {
+                    tracing::warn!("the connection broke during COMMIT: looking whether it was done");
+                    self.doubt(plan);
+                    return Err(error.into());
+                }
             }
-            tx.execute(&insert).await?;
+        }
+        plan.tracks_after().for_each(|(session, track)| self.known.advance(session, track));
+        plan.batches.into_iter().for_each(|write| self.settle(write.index, Ok(write.receipt)));
+        plan.refused.into_iter().for_each(|(index, error)| self.settle(index, Err(error)));
+        Ok(())
+    }
+
+    /// Reads the tracks of the sessions of which nothing is known, and refuses the batches of those that are not there.
+    /// Returns which were read.
+    async fn read_unknown(&mut self, round: &[usize]) -> Result<HashSet<SessionId>, Failure> {
+        let sessions: BTreeSet<SessionId> = round.iter().map(|index| self.batches[*index].batch.session).collect();
+        let unknown: Vec<Uuid> =
+            sessions.into_iter().filter(|session| self.known.get(*session).is_none()).map(SessionId::as_uuid).collect();
+        if unknown.is_empty() {
+            return Ok(HashSet::new());
+        }
+        // The sessions first: whichever has no tracks then has none, or is being erased, which the write will notice.
+        let there = existing(&self.store.write, &unknown).await?;
+        let mut tracks = tracks_of(&self.store.write, &unknown).await?;
+        for session in unknown.iter().filter(|session| !there.contains(session)) {
+            let session = SessionId::from_uuid(*session);
+            let error = absent(&self.store.write, session).await?;
+            for index in self.indices() {
+                if self.batches[index].batch.session == session {
+                    self.settle(index, Err(error.clone()));
+                }
+            }
+        }
+        for session in &there {
+            let known = |track: crate::model::Track| KnownTrack {
+                number: track.number,
+                source: track.source,
+                last_seq: track.last_seq,
+            };
+            let tracks = tracks.remove(session).unwrap_or_default().into_iter().map(known).collect();
+            self.known.put(SessionId::from_uuid(*session), KnownSession { tracks });
+        }
+        Ok(there.into_iter().map(SessionId::from_uuid).collect())
+    }
+
+    fn plan(&mut self, round: &[usize], fresh: &HashSet<SessionId>) -> Plan<'a> {
+        let mut plan = Plan::default();
+        // Of these uploads, a batch was put off, or refused.
+        let (mut held_up, mut refused) = (HashSet::new(), self.refused.clone());
+        for &index in round {
+            if self.outcomes[index].is_some() {
+                continue;
+            }
+            let Arrived { batch, upload } = self.batches[index];
+            if let Some(error) = refused.get(&upload) {
+                plan.refused.push((index, error.clone()));
+                continue;
+            }
+            if held_up.contains(&upload) {
+                plan.hold_up(batch);
+                continue;
+            }
+            let Some(session) = self.known.get(batch.session) else {
+                plan.hold_up(batch);
+                held_up.insert(upload);
+                continue;
+            };
+            match plan.take(index, batch, session, fresh.contains(&batch.session), self.max_tracks) {
+                Verdict::Taken => {}
+                Verdict::PutOff => {
+                    held_up.insert(upload);
+                }
+                Verdict::Refused(error) => {
+                    refused.insert(upload, error.clone());
+                    plan.refused.push((index, error));
+                }
+                Verdict::Doubtful => {
+                    self.known.forget(batch.session);
+                    plan.hold_up(batch);
+                    held_up.insert(upload);
+                }
+            }
+        }
+        plan
+    }
+
+    /// Compares what has arrived again with what is stored.
+    async fn compare(&self, plan: &mut Plan<'a>) -> Result<(), Failure> {
+        for write in plan.batches.iter_mut().filter(|write| write.known > 0) {
+            let known = &write.batch.actions[..write.known];
+            let conflicts =
+                compare::conflicts(&self.store.write, write.batch.session, write.track, write.first_seq, known).await?;
+            write.receipt.duplicate_count = count(known.len() - conflicts.len());
+            conflicts.into_iter().for_each(|seq| write.receipt.reject(Batch::conflict(seq)));
+        }
+        Ok(())
+    }
+
+    fn doubt(&mut self, plan: Plan<'a>) {
+        for write in plan.batches {
+            let (track, first_seq, receipt) = (write.track, write.first_seq, write.receipt);
+            self.doubts.insert(write.index, Doubt { track, first_seq, receipt });
+        }
+    }
+
+    /// Settles the batches of a transaction of unknown outcome that turn out to be stored.
+    async fn resolve_doubts(&mut self) -> Result<(), Failure> {
+        let known: Vec<usize> = self.doubts.keys().copied().collect();
+        for index in known {
+            let batch = self.batches[index].batch;
+            if self.known.get(batch.session).is_none() {
+                continue;
+            }
+            let Some(doubt) = self.doubts.remove(&index) else { continue };
+            let last_seq = doubt.first_seq - 1 + count(batch.actions.len());
+            let tracks = self.known.get(batch.session).map(|session| session.tracks.as_slice()).unwrap_or_default();
+            let is_stored = tracks
+                .iter()
+                .any(|track| track.number == doubt.track && track.source == batch.source && track.last_seq >= last_seq);
+            if self.outcomes[index].is_some() || !is_stored {
+                continue;
+            }
+            // Where it had conflicts before, it has them still: they are in the receipt.
+            let (session, first_seq) = (batch.session, doubt.first_seq);
+            let conflicts =
+                compare::conflicts(&self.store.write, session, doubt.track, first_seq, &batch.actions).await?;
+            if conflicts.iter().all(|seq| doubt.receipt.rejections.iter().any(|known| known.seq == *seq)) {
+                self.settle(index, Ok(doubt.receipt));
+            }
         }
         Ok(())
     }
 }
 
-impl BatchAction {
-    /// What is stored of it.
-    fn to_store(&self) -> &Action {
+impl Failure {
+    /// Whether one batch may be at fault, or one session in use elsewhere, so that the others go through without it.
+    fn may_be_of_one(&self) -> bool {
         match self {
-            Self::Valid(action) => action,
-            Self::Rejected(rejected) => &rejected.placeholder,
-        }
-    }
-
-    fn digest(&self) -> ContentDigest {
-        match self {
-            Self::Valid(action) => action.digest(),
-            Self::Rejected(rejected) => rejected.digest,
+            Self::Database(error) => !matches!(Cause::of(error), Cause::Unavailable | Cause::Denied),
+            Self::Outdated | Self::Refused(_) => false,
         }
     }
 }
 
-/// Takes the lock of the track's row, or makes the row. Whoever holds it is the only one to write to the track, and no one
-/// can erase the session meanwhile.
-async fn lock_track(
-    tx: &DatabaseTransaction,
-    batch: &Batch,
-    now: DateTime<Utc>,
-    max_tracks: usize,
-) -> Result<track::Model, Failure> {
-    let session = batch.session.as_uuid();
-    let known = track::Entity::find()
-        .filter(track::Column::SessionId.eq(session))
-        .filter(track::Column::Source.eq(&batch.source))
-        .lock_exclusive()
-        .one(tx)
-        .await?;
-    if let Some(known) = known {
-        return Ok(known);
-    }
-    // One new track at a time: each wants the next number.
-    if session::Entity::find_by_id(session).lock(LockType::NoKeyUpdate).one(tx).await?.is_none() {
-        return Err(absent(tx, batch.session).await?.into());
-    }
-    let count = track::Entity::find().filter(track::Column::SessionId.eq(session)).count(tx).await?;
-    if usize::try_from(count).is_ok_and(|count| count >= max_tracks) {
-        return Err(Error::TooManyTracks { limit: max_tracks }.into());
-    }
-    let new = track::Model {
-        session_id: session,
-        number: i16::try_from(count).map_err(|_| Error::TooManyTracks { limit: max_tracks })?,
-        source: batch.source.clone(),
-        last_seq: 0,
-        accepted_count: 0,
-        duplicate_count: 0,
-        rejected_count: 0,
-        error_count: 0,
-        last_action_at: None,
-        last_received_at: now,
-    };
-    let expected_first = batch.first_seq.is_none_or(|first_seq| first_seq == 1);
-    if expected_first && !batch.actions.is_empty() {
-        // Overtaken by another sender of a new track, this violates a key, and the transaction is tried again.
-        track::Entity::insert(new.clone().into_active_model()).exec_without_returning(tx).await?;
-    }
-    Ok(new)
-}
-
-/// Compares what arrived again with what is stored.
-async fn compare(
-    tx: &DatabaseTransaction,
-    session: SessionId,
-    track: i16,
-    first_seq: i64,
-    actions: &[BatchAction],
-    receipt: &mut TrackReceipt,
-) -> Result<(), Failure> {
-    let last_seq = first_seq - 1 + i64::try_from(actions.len()).unwrap_or(0);
-    let of_seqs = action::Entity::find()
-        .filter(action::Column::SessionId.eq(session.as_uuid()))
-        .filter(action::Column::Track.eq(track))
-        .filter(action::Column::Seq.between(first_seq, last_seq));
-    // The primary key has the timestamp before the seq. What is the same has the same timestamp, so it is found in the
-    // range of what arrived; only where something is missing there, the whole session is looked through.
-    let times = || actions.iter().map(|action| action.to_store().timestamp);
-    let mut digests = match (times().min(), times().max()) {
-        (Some(first), Some(last)) => {
-            stored_digests(tx, of_seqs.clone().filter(action::Column::Timestamp.between(first, last))).await?
+impl Store {
+    async fn append(&self, plan: &Plan<'_>, now: DateTime<Utc>) -> Result<(), AppendError> {
+        if self.is_postgres() {
+            return copy::append(self.write.get_postgres_connection_pool(), plan, now).await;
         }
-        _ => HashMap::new(),
-    };
-    if digests.len() < actions.len() {
-        digests = stored_digests(tx, of_seqs).await?;
-    }
-    for (action, seq) in actions.iter().zip(first_seq..) {
-        if digests.get(&seq) == Some(&action.digest().to_string()) {
-            receipt.duplicate_count += 1;
-        } else {
-            receipt.reject(Rejection {
-                seq,
-                reason: RejectionReason::Conflict,
-                description: "another action is stored under this seq".to_owned(),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// The digests of stored actions by seq. Keeps no more than that of them: a small batch may repeat the seqs of large
-/// actions.
-async fn stored_digests(
-    tx: &DatabaseTransaction,
-    actions: Select<action::Entity>,
-) -> Result<HashMap<i64, String>, DbErr> {
-    let mut rows = actions.stream(tx).await?;
-    let mut digests = HashMap::new();
-    while let Some(row) = rows.try_next().await? {
-        digests.insert(row.seq, stored_digest(row));
-    }
-    Ok(digests)
-}
-
-/// The digest of what was sent when this row was stored.
-fn stored_digest(row: action::Model) -> String {
-    let action = from_row(row).action;
-    if action.kind == REJECTED_TYPE {
-        #[derive(serde::Deserialize)]
-        struct Placeholder {
-            sha256: String,
-        }
-        if let Ok(placeholder) = serde_json::from_str::<Placeholder>(&action.data) {
-            return placeholder.sha256;
-        }
-    }
-    action.digest().to_string()
-}
-
-/// One text for any number of rows, so that it is prepared once.
-fn insert_on_postgres(session: SessionId, track: i16, rows: &[(&Action, i64)]) -> Statement {
-    let sql = "INSERT INTO actions (session_id, timestamp, track, seq, type, target, data) \
-               SELECT $1, t.timestamp, $2, t.seq, t.type, t.target, NULLIF(t.data, '')::json \
-               FROM unnest($3::timestamptz[], $4::bigint[], $5::text[], $6::text[], $7::text[]) \
-               AS t (timestamp, seq, type, target, data)";
-    let values: [Value; 7] = [
-        session.as_uuid().into(),
-        track.into(),
-        rows.iter().map(|(action, _)| action.timestamp).collect::<Vec<_>>().into(),
-        rows.iter().map(|(_, seq)| *seq).collect::<Vec<_>>().into(),
-        rows.iter().map(|(action, _)| action.kind.clone()).collect::<Vec<_>>().into(),
-        rows.iter().map(|(action, _)| action.target.clone()).collect::<Vec<_>>().into(),
-        rows.iter().map(|(action, _)| action.data.clone()).collect::<Vec<_>>().into(),
-    ];
-    Statement::from_sql_and_values(sea_orm::DatabaseBackend::Postgres, sql, values)
-}
-
-/// The track after the batch.
-fn advance(track: track::Model, receipt: &TrackReceipt, new: &[BatchAction], now: DateTime<Utc>) -> track::ActiveModel {
-    let errors = new.iter().filter(|action| action.to_store().kind == ERROR_TYPE).count();
-    let last_action_at = new.iter().map(|action| action.to_store().timestamp).max().max(track.last_action_at);
-    track::ActiveModel {
-        last_seq: Set(receipt.committed_seq),
-        accepted_count: Set(track.accepted_count + receipt.accepted_count),
-        duplicate_count: Set(track.duplicate_count + receipt.duplicate_count),
-        rejected_count: Set(track.rejected_count + receipt.rejected_count),
-        error_count: Set(track.error_count + i64::try_from(errors).unwrap_or(0)),
-        last_action_at: Set(last_action_at),
-        last_received_at: Set(now),
-        ..track.into_active_model()
+        let tx = self.begin().await?;
+        sqlite::append_in_txn(&tx, plan, now).await?;
+        tx.commit().await?;
+        Ok(())
     }
 }

@@ -18,6 +18,8 @@ pub(super) enum Failure {
     Database(DbErr),
     /// The request cannot be granted.
     Refused(Error),
+    /// What it was planned from is no longer so.
+    Outdated,
 }
 
 impl From<DbErr> for Failure {
@@ -37,6 +39,7 @@ impl From<Failure> for Error {
         match failure {
             Failure::Database(error) => error.into(),
             Failure::Refused(error) => error,
+            Failure::Outdated => Error::Contention,
         }
     }
 }
@@ -45,13 +48,24 @@ impl From<Failure> for Error {
 #[derive(Default)]
 pub(super) struct Attempts {
     failed: u32,
+    /// How many more broken connections may be got over.
+    breaks: u32,
 }
 
 impl Attempts {
+    /// For a transaction that may be tried again although nobody knows whether it went through: a connection may break once.
+    pub(super) fn over_a_break() -> Self {
+        Self { failed: 0, breaks: 1 }
+    }
+
     /// Returns after a random pause if the transaction is worth another attempt, else gives the error to answer with.
     pub(super) async fn again_after(&mut self, failure: Failure) -> Result<(), Error> {
         self.failed += 1;
-        let retryable = matches!(&failure, Failure::Database(error) if Cause::of(error).is_passing());
+        let retryable = match &failure {
+            Failure::Outdated => true,
+            Failure::Refused(_) => false,
+            Failure::Database(error) => Cause::of(error).is_passing() || self.gets_over(error),
+        };
         if !retryable || self.failed >= MAX_ATTEMPTS {
             return Err(failure.into());
         }
@@ -59,6 +73,16 @@ impl Attempts {
         let pause_ms = rand::rng().random_range(1..=longest_ms);
         tokio::time::sleep(Duration::from_millis(pause_ms)).await;
         Ok(())
+    }
+
+    fn gets_over(&mut self, error: &DbErr) -> bool {
+        // Whoever got no connection has waited for one already.
+        let is_break = Cause::of(error) == Cause::Unavailable
+            && !matches!(error, DbErr::ConnectionAcquire(_))
+            && !matches!(error, DbErr::Conn(RuntimeErr::SqlxError(error)) if matches!(**error, sqlx::Error::PoolTimedOut));
+        let gets_over = is_break && self.breaks > 0;
+        self.breaks = self.breaks.saturating_sub(1);
+        gets_over
     }
 }
 
@@ -95,7 +119,7 @@ impl Cause {
     }
 
     /// The same for an error of the driver.
-    pub(super) fn of_sqlx(error: &sqlx::Error) -> Self {
+    fn of_sqlx(error: &sqlx::Error) -> Self {
         match error {
             sqlx::Error::Database(inner) => match inner.code() {
                 Some(code) if inner.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().is_some() => {
@@ -147,7 +171,7 @@ impl Cause {
 
     /// Whether the transaction was rolled back and may go through when it is tried again. Violations are among them because
     /// whoever inserts what was not there a moment ago may have been overtaken.
-    fn is_passing(self) -> bool {
+    pub(super) fn is_passing(self) -> bool {
         matches!(self, Self::Contention | Self::UniqueViolation | Self::ForeignKeyViolation)
     }
 }

@@ -1,11 +1,14 @@
 //! Queries about sessions: starting, ending, finding, changing and erasing them.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait as _,
     ExprTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, QueryTrait as _, Set,
     sea_query::{Expr, LockType, OnConflict},
 };
+use uuid::Uuid;
 
 use super::{
     Store,
@@ -368,7 +371,14 @@ async fn is_erased(connection: &impl ConnectionTrait, id: SessionId) -> Result<b
     Ok(tombstone::Entity::find_by_id(id.as_uuid()).one(connection).await?.is_some())
 }
 
+/// Which of these sessions are there.
+pub(super) async fn existing(connection: &impl ConnectionTrait, ids: &[Uuid]) -> Result<HashSet<Uuid>, DbErr> {
+    let found = session::Entity::find().select_only().column(session::Column::Id);
+    let found = found.filter(session::Column::Id.is_in(ids.iter().copied())).into_tuple().all(connection).await?;
+    Ok(found.into_iter().collect())
+}
+
 /// Why a session is not there: it was erased, or it never was.
-pub(super) async fn absent(tx: &DatabaseTransaction, id: SessionId) -> Result<Error, DbErr> {
-    Ok(if is_erased(tx, id).await? { Error::SessionErased } else { Error::SessionNotFound })
+pub(super) async fn absent(connection: &impl ConnectionTrait, id: SessionId) -> Result<Error, DbErr> {
+    Ok(if is_erased(connection, id).await? { Error::SessionErased } else { Error::SessionNotFound })
 }

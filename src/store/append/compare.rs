@@ -1,0 +1,71 @@
+//! Tells actions that have arrived again from others that were given the same seqs.
+
+use std::collections::HashMap;
+
+use futures_util::TryStreamExt as _;
+use sea_orm::{ColumnTrait as _, DatabaseConnection, DbErr, EntityTrait as _, QueryFilter as _, Select};
+
+use super::plan::count;
+use crate::{
+    model::{BatchAction, REJECTED_TYPE, SessionId},
+    store::{action::from_row, entity::action},
+};
+
+/// Which of these actions, by seq, are not what is stored.
+pub(super) async fn conflicts(
+    connection: &DatabaseConnection,
+    session: SessionId,
+    track: i16,
+    first_seq: i64,
+    actions: &[BatchAction],
+) -> Result<Vec<i64>, DbErr> {
+    let last_seq = first_seq - 1 + count(actions.len());
+    let of_seqs = action::Entity::find()
+        .filter(action::Column::SessionId.eq(session.as_uuid()))
+        .filter(action::Column::Track.eq(track))
+        .filter(action::Column::Seq.between(first_seq, last_seq));
+    // The primary key has the timestamp before the seq. What is the same has the same timestamp, so it is found in the
+    // range of what arrived; only where something is missing there, the whole session is looked through.
+    let times = || actions.iter().map(|action| action.to_store().timestamp);
+    let mut digests = match (times().min(), times().max()) {
+        (Some(first), Some(last)) => {
+            stored_digests(connection, of_seqs.clone().filter(action::Column::Timestamp.between(first, last))).await?
+        }
+        _ => HashMap::new(),
+    };
+    if digests.len() < actions.len() {
+        digests = stored_digests(connection, of_seqs).await?;
+    }
+    let numbered = actions.iter().zip(first_seq..);
+    let differing = numbered.filter(|(action, seq)| digests.get(seq) != Some(&action.digest().to_string()));
+    Ok(differing.map(|(_, seq)| seq).collect())
+}
+
+/// The digests of stored actions by seq. Keeps no more than that of them: a small batch may repeat the seqs of large
+/// actions.
+async fn stored_digests(
+    connection: &DatabaseConnection,
+    actions: Select<action::Entity>,
+) -> Result<HashMap<i64, String>, DbErr> {
+    let mut rows = actions.stream(connection).await?;
+    let mut digests = HashMap::new();
+    while let Some(row) = rows.try_next().await? {
+        digests.insert(row.seq, stored_digest(row));
+    }
+    Ok(digests)
+}
+
+/// The digest of what was sent when this row was stored.
+fn stored_digest(row: action::Model) -> String {
+    let action = from_row(row).action;
+    if action.kind == REJECTED_TYPE {
+        #[derive(serde::Deserialize)]
+        struct Placeholder {
+            sha256: String,
+        }
+        if let Ok(placeholder) = serde_json::from_str::<Placeholder>(&action.data) {
+            return placeholder.sha256;
+        }
+    }
+    action.digest().to_string()
+}

@@ -1,0 +1,206 @@
+//! Plans one transaction for many batches: which seqs each batch gets, what of it is new, and how each track stands
+//! afterwards. Decides from what is known of the tracks; whether that is still so, the transaction finds out.
+
+use std::collections::{BTreeMap, HashSet};
+
+use chrono::{DateTime, Utc};
+
+use super::known::{KnownSession, KnownTrack};
+use crate::{
+    error::Error,
+    model::{Action, Batch, BatchAction, ERROR_TYPE, Rejection, RejectionReason, SessionId, TrackReceipt},
+};
+
+/// What one transaction writes.
+#[derive(Default)]
+pub(super) struct Plan<'a> {
+    /// In the order of their keys: all processes take the locks in this order.
+    pub(super) tracks: BTreeMap<(SessionId, &'a str), TrackWrite>,
+    /// In the order in which they came.
+    pub(super) batches: Vec<BatchWrite<'a>>,
+    /// Batches that are refused once the others are written.
+    pub(super) refused: Vec<(usize, Error)>,
+    /// Tracks of which a batch was put off: those after it must not overtake it.
+    held_up: HashSet<(SessionId, &'a str)>,
+}
+
+/// What becomes of a track.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct TrackWrite {
+    pub(super) number: i16,
+    /// How far it must be for this plan to be right.
+    pub(super) expected_seq: i64,
+    pub(super) last_seq: i64,
+    pub(super) accepted_count: i64,
+    pub(super) duplicate_count: i64,
+    /// Stored as placeholders.
+    pub(super) rejected_count: i64,
+    /// Rejected, and nothing stored.
+    pub(super) conflict_count: i64,
+    pub(super) error_count: i64,
+    pub(super) last_action_at: Option<DateTime<Utc>>,
+}
+
+/// What becomes of a batch.
+pub(super) struct BatchWrite<'a> {
+    /// Which of the batches it is.
+    pub(super) index: usize,
+    pub(super) batch: &'a Batch,
+    pub(super) track: i16,
+    /// The seq of its first action.
+    pub(super) first_seq: i64,
+    /// How many of its actions are stored already.
+    pub(super) known: usize,
+    pub(super) receipt: TrackReceipt,
+}
+
+impl BatchWrite<'_> {
+    /// The actions to store, with their seqs.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (i64, &Action)> {
+        let first = self.first_seq + count(self.known);
+        (first..).zip(self.batch.actions[self.known..].iter().map(BatchAction::to_store))
+    }
+}
+
+/// What a plan does with a batch.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It goes in, after so many actions that are stored already were compared.
+    Taken,
+    /// It waits for the next transaction: what it repeats, or follows on, is in this one or was put off too.
+    PutOff,
+    /// It cannot be stored.
+    Refused(Error),
+    /// It does not fit, but what is known may be out of date.
+    Doubtful,
+}
+
+impl<'a> Plan<'a> {
+    /// Takes a batch into the plan, if it fits. `is_fresh` says that the session was read just now.
+    pub(super) fn take(
+        &mut self,
+        index: usize,
+        batch: &'a Batch,
+        session: &KnownSession,
+        is_fresh: bool,
+        max_tracks: usize,
+    ) -> Verdict {
+        let key = (batch.session, batch.source.as_str());
+        if self.held_up.contains(&key) {
+            return Verdict::PutOff;
+        }
+        let stored = session.track(&batch.source);
+        let stored_seq = stored.map_or(0, |track| track.last_seq);
+        let planned_seq = self.tracks.get(&key).map_or(stored_seq, |track| track.last_seq);
+        let first_seq = batch.first_seq.unwrap_or(planned_seq + 1);
+        if !is_fresh && (first_seq != planned_seq + 1 || batch.actions.is_empty()) {
+            return Verdict::Doubtful;
+        }
+        if first_seq > planned_seq + 1 {
+            return Verdict::Refused(Error::SequenceGap {
+                session: batch.session,
+                source_name: batch.source.clone(),
+                expected_seq: planned_seq + 1,
+                received_seq: first_seq,
+            });
+        }
+        let length = count(batch.actions.len());
+        if first_seq <= planned_seq && planned_seq > stored_seq {
+            self.held_up.insert(key);
+            return Verdict::PutOff;
+        }
+        let known = length.min(planned_seq + 1 - first_seq);
+        let number = match (stored, self.tracks.get(&key)) {
+            (Some(track), _) => track.number,
+            (None, Some(track)) => track.number,
+            (None, None) => {
+                let tracks = session.tracks.len() + self.new_tracks(batch.session);
+                if tracks >= max_tracks {
+                    let refused = Verdict::Refused(Error::TooManyTracks { limit: max_tracks });
+                    return if is_fresh { refused } else { Verdict::Doubtful };
+                }
+                i16::try_from(tracks).unwrap_or(i16::MAX)
+            }
+        };
+        let mut receipt = TrackReceipt { source: batch.source.clone(), ..Default::default() };
+        receipt.committed_seq = planned_seq.max(first_seq - 1 + length);
+        self.batches.push(BatchWrite {
+            index,
+            batch,
+            track: number,
+            first_seq,
+            known: usize::try_from(known).unwrap_or(0),
+            receipt,
+        });
+        if length > 0 {
+            let track = self.tracks.entry(key).or_insert_with(|| TrackWrite {
+                number,
+                expected_seq: stored_seq,
+                last_seq: stored_seq,
+                ..TrackWrite::default()
+            });
+            track.last_seq = track.last_seq.max(first_seq - 1 + length);
+        }
+        Verdict::Taken
+    }
+
+    /// Puts a batch off, because its session is to be read again first.
+    pub(super) fn hold_up(&mut self, batch: &'a Batch) {
+        self.held_up.insert((batch.session, batch.source.as_str()));
+    }
+
+    fn new_tracks(&self, session: SessionId) -> usize {
+        let of_session = self.tracks.iter().filter(|((of, _), _)| *of == session);
+        of_session.filter(|(_, track)| track.expected_seq == 0).count()
+    }
+
+    /// Counts what the transaction is to store, and what the comparison of the others has shown.
+    pub(super) fn count(&mut self) {
+        for write in &mut self.batches {
+            let Some(track) = self.tracks.get_mut(&(write.batch.session, write.batch.source.as_str())) else {
+                continue;
+            };
+            track.duplicate_count += write.receipt.duplicate_count;
+            track.conflict_count += write.receipt.rejected_count;
+            let first_new = write.first_seq + count(write.known);
+            for (action, seq) in write.batch.actions[write.known..].iter().zip(first_new..) {
+                let stored = action.to_store();
+                track.error_count += i64::from(stored.kind == ERROR_TYPE);
+                track.last_action_at = track.last_action_at.max(Some(stored.timestamp));
+                match action {
+                    BatchAction::Valid(_) => write.receipt.accepted_count += 1,
+                    BatchAction::Rejected(rejected) => {
+                        track.rejected_count += 1;
+                        write.receipt.reject(Rejection {
+                            seq,
+                            reason: rejected.reason,
+                            description: rejected.description.clone(),
+                        });
+                    }
+                }
+            }
+            track.accepted_count += write.receipt.accepted_count;
+        }
+    }
+
+    /// How the tracks stand once the transaction is committed.
+    pub(super) fn tracks_after(&self) -> impl Iterator<Item = (SessionId, KnownTrack)> {
+        self.tracks.iter().map(|((session, source), track)| {
+            let source = (*source).to_owned();
+            (*session, KnownTrack { number: track.number, source, last_seq: track.last_seq })
+        })
+    }
+}
+
+impl Batch {
+    /// The receipt of what arrived again with different content.
+    pub(super) fn conflict(seq: i64) -> Rejection {
+        let description = "another action is stored under this seq".to_owned();
+        Rejection { seq, reason: RejectionReason::Conflict, description }
+    }
+}
+
+/// A number of actions as seqs count.
+pub(super) fn count(length: usize) -> i64 {
+    i64::try_from(length).unwrap_or(i64::MAX)
+}

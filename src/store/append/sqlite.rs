@@ -1,0 +1,106 @@
+//! The write on SQLite: one transaction, an upsert of the tracks and prepared inserts of many actions each.
+
+use chrono::{DateTime, Utc};
+use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbBackend, DbErr, Statement, Value};
+
+use super::{AppendError, plan::Plan};
+use crate::model::{Action, SessionId};
+
+/// SQLite takes 32,766 parameters a statement; an action has 7, a track 10. Few enough for the statement cache to be of use.
+const ROWS_A_STATEMENT: usize = 100;
+
+const MOVE_TRACKS: &str = "
+INSERT INTO tracks (session_id, number, source, last_seq, accepted_count, duplicate_count, rejected_count,
+    error_count, last_action_at, last_received_at)
+VALUES ";
+
+/// As on PostgreSQL: a track is moved only from where it is expected.
+const FROM_WHERE_EXPECTED: &str = "
+ON CONFLICT (session_id, source) DO UPDATE SET
+    last_seq = excluded.last_seq,
+    accepted_count = tracks.accepted_count + excluded.accepted_count,
+    duplicate_count = tracks.duplicate_count + excluded.duplicate_count,
+    rejected_count = tracks.rejected_count + excluded.rejected_count,
+    error_count = tracks.error_count + excluded.error_count,
+    last_action_at = nullif(max(coalesce(tracks.last_action_at, ''), coalesce(excluded.last_action_at, '')), ''),
+    last_received_at = excluded.last_received_at
+WHERE tracks.last_seq = excluded.last_seq - excluded.accepted_count - excluded.rejected_count";
+
+const COUNT_CONFLICTS: &str =
+    "UPDATE tracks SET rejected_count = rejected_count + $3 WHERE session_id = $1 AND source = $2";
+
+const INSERT_ACTIONS: &str = "INSERT INTO actions (session_id, timestamp, track, seq, type, target, data) VALUES ";
+
+/// Writes a plan in a transaction.
+pub(super) async fn append_in_txn(
+    tx: &DatabaseTransaction,
+    plan: &Plan<'_>,
+    now: DateTime<Utc>,
+) -> Result<(), AppendError> {
+    move_tracks(tx, plan, now).await?;
+    let rows: Vec<_> = plan
+        .batches
+        .iter()
+        .flat_map(|write| write.rows().map(|(seq, action)| (write.batch.session, write.track, seq, action)))
+        .collect();
+    for rows in rows.chunks(ROWS_A_STATEMENT) {
+        let values = rows.iter().flat_map(|(session, track, seq, action)| row(*session, *track, *seq, action));
+        run(tx, INSERT_ACTIONS, 7, rows.len(), "", values).await?;
+    }
+    Ok(())
+}
+
+async fn move_tracks(tx: &DatabaseTransaction, plan: &Plan<'_>, now: DateTime<Utc>) -> Result<(), AppendError> {
+    let tracks: Vec<_> = plan.tracks.iter().collect();
+    for tracks in tracks.chunks(ROWS_A_STATEMENT) {
+        let values = tracks.iter().flat_map(|((session, source), track)| {
+            [
+                Value::from(session.as_uuid()),
+                track.number.into(),
+                (*source).into(),
+                track.last_seq.into(),
+                track.accepted_count.into(),
+                track.duplicate_count.into(),
+                track.rejected_count.into(),
+                track.error_count.into(),
+                track.last_action_at.into(),
+                now.into(),
+            ]
+        });
+        let moved = run(tx, MOVE_TRACKS, 10, tracks.len(), FROM_WHERE_EXPECTED, values).await?;
+        if moved != u64::try_from(tracks.len()).unwrap_or(u64::MAX) {
+            return Err(AppendError::Outdated);
+        }
+    }
+    for ((session, source), track) in plan.tracks.iter().filter(|(_, track)| track.conflict_count > 0) {
+        let values = [Value::from(session.as_uuid()), (*source).into(), track.conflict_count.into()];
+        tx.execute_raw(Statement::from_sql_and_values(DbBackend::Sqlite, COUNT_CONFLICTS, values)).await?;
+    }
+    Ok(())
+}
+
+fn row(session: SessionId, track: i16, seq: i64, action: &Action) -> [Value; 7] {
+    [
+        session.as_uuid().into(),
+        action.timestamp.into(),
+        track.into(),
+        seq.into(),
+        action.kind.as_str().into(),
+        action.target.as_str().into(),
+        (!action.data.is_empty()).then_some(action.data.as_str()).into(),
+    ]
+}
+
+/// Runs a statement with that many rows of values. Gives the number of rows it has changed.
+async fn run(
+    tx: &DatabaseTransaction,
+    head: &str,
+    columns: usize,
+    rows: usize,
+    tail: &str,
+    values: impl Iterator<Item = Value>,
+) -> Result<u64, DbErr> {
+    let row = format!("({})", vec!["?"; columns].join(", "));
+    let sql = format!("{head}{}{tail}", vec![row.as_str(); rows].join(", "));
+    Ok(tx.execute_raw(Statement::from_sql_and_values(DbBackend::Sqlite, sql, values)).await?.rows_affected())
+}
