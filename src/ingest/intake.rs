@@ -2,12 +2,16 @@
 //! for all of them is taken. Not reading is what holds a sender back: its HTTP/2 window closes.
 //!
 //! A message is let in whole or not at all, so that uploads that have begun can always be finished, and a sender that has
-//! nothing to say holds nothing.
+//! nothing to say holds nothing. Whoever begins a message and does not go on is given up, soon where others wait for its
+//! room; and small messages have room of their own, so that large ones that come slowly do not hold them up.
 
 use std::{
     collections::VecDeque,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -16,12 +20,22 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Sleep, sleep},
+    time::{Instant, Sleep, sleep_until},
 };
 use tokio_util::sync::PollSemaphore;
 use tonic::Status;
 
 use crate::error::Error;
+
+/// Messages of up to this many bytes have room of their own.
+const SMALL_BYTES: usize = 64 << 10;
+
+/// The part of all room that is theirs.
+const SMALL_SHARE: u32 = 4;
+
+/// While others wait for the room that a message has taken, this many of its bytes must come in this time.
+const BYTES_A_TICK: usize = 64 << 10;
+const TICK: Duration = Duration::from_secs(2);
 
 /// Bytes of the gRPC header before each message: a flag that says whether it is compressed, and its length.
 /// See <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>.
@@ -30,10 +44,31 @@ const HEADER_BYTES: usize = 5;
 /// The bytes that all uploads of the process share. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Intake {
-    units: Arc<Semaphore>,
-    capacity_units: u32,
+    small: Arc<Room>,
+    large: Arc<Room>,
     max_message_bytes: usize,
     stall_timeout: Duration,
+}
+
+/// Room for messages.
+#[derive(Debug)]
+struct Room {
+    units: Arc<Semaphore>,
+    capacity_units: u32,
+    /// How many messages wait for it.
+    waiting: AtomicUsize,
+}
+
+impl Room {
+    fn new(capacity_units: u32) -> Arc<Self> {
+        let permits = usize::try_from(capacity_units).unwrap_or(Semaphore::MAX_PERMITS);
+        let units = Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
+        Arc::new(Self { units, capacity_units, waiting: AtomicUsize::new(0) })
+    }
+
+    fn units_for(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes / Intake::UNIT_BYTES + 1).unwrap_or(u32::MAX).min(self.capacity_units)
+    }
 }
 
 impl Intake {
@@ -45,8 +80,9 @@ impl Intake {
     #[must_use]
     pub fn new(capacity_mib: u32, max_message_bytes: usize, stall_timeout: Duration) -> Self {
         let capacity_units = capacity_mib.saturating_mul(1024);
-        let units = Arc::new(Semaphore::new(usize::try_from(capacity_units).unwrap_or(Semaphore::MAX_PERMITS)));
-        Self { units, capacity_units, max_message_bytes, stall_timeout }
+        let small_units = capacity_units / SMALL_SHARE;
+        let (small, large) = (Room::new(small_units), Room::new(capacity_units - small_units));
+        Self { small, large, max_message_bytes, stall_timeout }
     }
 
     /// Puts the intake before the body of an upload. Its handler takes the permits from the second part.
@@ -56,16 +92,64 @@ impl Intake {
             inner: body,
             held: Bytes::new(),
             phase: Phase::Header { bytes: [0; HEADER_BYTES], have: 0 },
-            units: PollSemaphore::new(Arc::clone(&self.units)),
-            stalled: None,
+            entering: None,
+            arriving: None,
             intake: self.clone(),
             permits: permits.clone(),
         };
         (body, permits)
     }
+}
 
-    fn units_for(&self, bytes: usize) -> u32 {
-        u32::try_from(bytes / Self::UNIT_BYTES + 1).unwrap_or(u32::MAX).min(self.capacity_units)
+/// A message that waits for room.
+#[derive(Debug)]
+struct Entering {
+    room: Arc<Room>,
+    units: PollSemaphore,
+}
+
+impl Entering {
+    fn new(room: &Arc<Room>) -> Self {
+        room.waiting.fetch_add(1, Ordering::Relaxed);
+        Self { room: Arc::clone(room), units: PollSemaphore::new(Arc::clone(&room.units)) }
+    }
+}
+
+impl Drop for Entering {
+    fn drop(&mut self) {
+        self.room.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A message that was let in and is not complete.
+#[derive(Debug)]
+struct Arriving {
+    room: Arc<Room>,
+    timer: Pin<Box<Sleep>>,
+    deadline: Instant,
+    /// Bytes that have come since the timer was set.
+    bytes: usize,
+}
+
+impl Arriving {
+    fn new(room: &Arc<Room>, stall_timeout: Duration) -> Self {
+        let now = Instant::now();
+        let deadline = now + stall_timeout;
+        Self { room: Arc::clone(room), timer: Box::pin(sleep_until(deadline.min(now + TICK))), deadline, bytes: 0 }
+    }
+
+    /// Completes when the message is to be given up.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            let now = Instant::now();
+            let is_in_the_way = self.bytes < BYTES_A_TICK && self.room.waiting.load(Ordering::Relaxed) > 0;
+            if now >= self.deadline || is_in_the_way {
+                return Poll::Ready(());
+            }
+            self.bytes = 0;
+            self.timer.as_mut().reset(self.deadline.min(now + TICK));
+        }
     }
 }
 
@@ -115,9 +199,8 @@ pub struct IntakeBody<B> {
     /// Received, and not let through yet.
     held: Bytes,
     phase: Phase,
-    units: PollSemaphore,
-    /// Runs while a message is incomplete.
-    stalled: Option<Pin<Box<Sleep>>>,
+    entering: Option<Entering>,
+    arriving: Option<Arriving>,
     intake: Intake,
     permits: MessagePermits,
 }
@@ -145,12 +228,18 @@ impl<B: Body<Data = Bytes> + Unpin> IntakeBody<B> {
                 } else {
                     self.intake.max_message_bytes
                 };
-                let units = self.intake.units_for(reserved);
-                if let Some(permit) = ready!(self.units.poll_acquire_many(cx, units)) {
+                let room = if reserved <= SMALL_BYTES { &self.intake.small } else { &self.intake.large };
+                let entering = self.entering.get_or_insert_with(|| Entering::new(room));
+                let permit = ready!(entering.units.poll_acquire_many(cx, entering.room.units_for(reserved)));
+                let room = self.entering.take().map(|entering| Arc::clone(&entering.room));
+                if let Some(permit) = permit {
                     self.permits.put(permit, flag != 0);
                 }
-                self.stalled = Some(Box::pin(sleep(self.intake.stall_timeout)));
-                return Poll::Ready(self.let_through(taken, length));
+                let data = self.let_through(taken, length);
+                let is_incomplete = matches!(self.phase, Phase::Message { .. });
+                self.arriving =
+                    room.filter(|_| is_incomplete).map(|room| Arriving::new(&room, self.intake.stall_timeout));
+                return Poll::Ready(data);
             }
         };
         let missing = *missing;
@@ -162,9 +251,12 @@ impl<B: Body<Data = Bytes> + Unpin> IntakeBody<B> {
         let of_message = missing.min(self.held.len() - header);
         if of_message == missing {
             self.phase = Phase::Header { bytes: [0; HEADER_BYTES], have: 0 };
-            self.stalled = None;
+            self.arriving = None;
         } else {
             self.phase = Phase::Message { missing: missing - of_message };
+            if let Some(arriving) = &mut self.arriving {
+                arriving.bytes += of_message;
+            }
         }
         self.held.split_to(header + of_message)
     }
@@ -199,9 +291,9 @@ where
                     return Poll::Ready(None);
                 }
                 Poll::Pending => {
-                    if let Some(stalled) = &mut this.stalled {
-                        ready!(stalled.as_mut().poll(cx));
-                        this.stalled = None;
+                    if let Some(arriving) = &mut this.arriving {
+                        ready!(arriving.poll_stalled(cx));
+                        this.arriving = None;
                         let limit_seconds = this.intake.stall_timeout.as_secs();
                         let status = Status::from(Error::UploadStalled { limit_seconds });
                         return Poll::Ready(Some(Err(Box::new(status))));
@@ -273,6 +365,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_waits_until_those_before_it_are_done_with() {
+        // Three quarters of it are for messages of this size.
         let intake = Intake::new(1, 1 << 20, Duration::from_mins(1));
         let chunks = || Chunks([Bytes::from(message(600 << 10))].into());
         let (mut first, first_permits) = intake.admit(chunks());
@@ -284,6 +377,36 @@ mod tests {
         drop(permit);
         assert!(read(&mut second).await.is_some());
         assert!(second_permits.take(|| 600 << 10).is_some());
+    }
+
+    #[tokio::test]
+    async fn small_messages_do_not_wait_for_large_ones() {
+        let intake = Intake::new(1, 1 << 20, Duration::from_mins(1));
+        let (mut large, _held) = intake.admit(Chunks([Bytes::from(message(768 << 10))].into()));
+        assert!(read(&mut large).await.is_some());
+        let (mut small, permits) = intake.admit(Chunks([Bytes::from(message(SMALL_BYTES))].into()));
+        assert!(read(&mut small).await.is_some());
+        assert!(permits.take(|| 0).is_some());
+        let (mut larger, _) = intake.admit(Chunks([Bytes::from(message(SMALL_BYTES + 1))].into()));
+        assert!(read(&mut larger).await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_stalls_in_the_way_of_others_is_given_up_soon() {
+        let intake = Intake::new(1, 1 << 20, Duration::from_mins(10));
+        let whole = message(700 << 10);
+        let half = || Chunks([Bytes::copy_from_slice(&whole[..350 << 10])].into());
+        let (mut stalled, permits) = intake.admit(half());
+        assert!(read(&mut stalled).await.is_some());
+        tokio::time::timeout(Duration::from_mins(1), poll_fn(|cx| Pin::new(&mut stalled).poll_frame(cx)))
+            .await
+            .expect_err("it is in nobody's way");
+        let (mut waiting, _permits) = intake.admit(half());
+        assert!(read(&mut waiting).await.is_none());
+        let given_up = tokio::time::timeout(2 * TICK, poll_fn(|cx| Pin::new(&mut stalled).poll_frame(cx))).await;
+        given_up.expect("soon").expect("a frame").expect_err("stalled");
+        drop((stalled, permits));
+        assert!(read(&mut waiting).await.is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -24,7 +24,7 @@ use self::{
 };
 use super::{
     Store,
-    failure::{Attempts, Cause, Failure},
+    failure::{Attempts, Cause, Failure, is_lock_timeout},
     session::{absent, existing},
     track::tracks_of,
 };
@@ -122,8 +122,7 @@ impl<'a> Append<'a> {
                 Ok(()) => {}
                 Err(failure) => {
                     round.iter().for_each(|index| self.known.forget(self.batches[*index].batch.session));
-                    let is_merged = round.len() > 1;
-                    if is_merged && failure.may_be_of_one() {
+                    if round.len() > 1 && failure.may_be_of_one(attempts.failed()) {
                         self.one_by_one = true;
                     } else if let Err(error) = attempts.again_after(failure).await {
                         let hopeless = if error == Error::DatabaseUnavailable { self.indices() } else { round };
@@ -284,7 +283,7 @@ impl<'a> Append<'a> {
             if self.known.get(batch.session).is_none() {
                 continue;
             }
-            let Some(doubt) = self.doubts.remove(&index) else { continue };
+            let Some(doubt) = self.doubts.get(&index) else { continue };
             let last_seq = doubt.first_seq - 1 + count(batch.actions.len());
             let tracks = self.known.get(batch.session).map(|session| session.tracks.as_slice()).unwrap_or_default();
             let is_stored = tracks
@@ -293,10 +292,10 @@ impl<'a> Append<'a> {
             if self.outcomes[index].is_some() || !is_stored {
                 continue;
             }
+            let (session, track, first_seq) = (batch.session, doubt.track, doubt.first_seq);
+            let conflicts = compare::conflicts(&self.store.write, session, track, first_seq, &batch.actions).await?;
+            let Some(doubt) = self.doubts.remove(&index) else { continue };
             // Where it had conflicts before, it has them still: they are in the receipt.
-            let (session, first_seq) = (batch.session, doubt.first_seq);
-            let conflicts =
-                compare::conflicts(&self.store.write, session, doubt.track, first_seq, &batch.actions).await?;
             if conflicts.iter().all(|seq| doubt.receipt.rejections.iter().any(|known| known.seq == *seq)) {
                 self.settle(index, Ok(doubt.receipt));
             }
@@ -306,11 +305,16 @@ impl<'a> Append<'a> {
 }
 
 impl Failure {
-    /// Whether one batch may be at fault, or one session in use elsewhere, so that the others go through without it.
-    fn may_be_of_one(&self) -> bool {
+    /// Whether one batch may be at fault, or one session in use elsewhere, so that the others go through without it. What may
+    /// pass by itself is given a second chance first.
+    fn may_be_of_one(&self, failed_before: u32) -> bool {
         match self {
-            Self::Database(error) => !matches!(Cause::of(error), Cause::Unavailable | Cause::Denied),
-            Self::Outdated | Self::Refused(_) => false,
+            Self::Database(error) => match Cause::of(error) {
+                Cause::Unavailable | Cause::Denied => false,
+                cause => failed_before > 0 || !cause.is_passing() || is_lock_timeout(error),
+            },
+            Self::Outdated => failed_before > 0,
+            Self::Refused(_) => false,
         }
     }
 }

@@ -75,6 +75,11 @@ impl Attempts {
         Ok(())
     }
 
+    /// How many have failed.
+    pub(super) fn failed(&self) -> u32 {
+        self.failed
+    }
+
     fn gets_over(&mut self, error: &DbErr) -> bool {
         // Whoever got no connection has waited for one already.
         let is_break = Cause::of(error) == Cause::Unavailable
@@ -208,6 +213,11 @@ impl Cause {
         }
         error
     }
+}
+
+/// Whether somebody held a lock for longer than a statement waits for it.
+pub(super) fn is_lock_timeout(error: &DbErr) -> bool {
+    code_of(error) == "55P03"
 }
 
 /// The database's own code: SQLSTATE, SQLite's result code, or the kind of the driver's error.

@@ -204,3 +204,127 @@ impl Batch {
 pub(super) fn count(length: usize) -> i64 {
     i64::try_from(length).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Action, RejectedAction};
+
+    fn batch(session: SessionId, source: &str, first_seq: i64, length: usize) -> Batch {
+        let action = |kind: &str| Action {
+            timestamp: DateTime::UNIX_EPOCH,
+            kind: kind.to_owned(),
+            target: String::new(),
+            data: String::new(),
+        };
+        let actions = (0..length).map(|_| BatchAction::Valid(action(ERROR_TYPE))).collect();
+        Batch { session, source: source.to_owned(), first_seq: (first_seq > 0).then_some(first_seq), actions }
+    }
+
+    fn session_with(tracks: &[(&str, i64)]) -> KnownSession {
+        let known = tracks.iter().enumerate().map(|(number, (source, last_seq))| KnownTrack {
+            number: i16::try_from(number).expect("few"),
+            source: (*source).to_owned(),
+            last_seq: *last_seq,
+        });
+        KnownSession { tracks: known.collect() }
+    }
+
+    fn gap(batch: &Batch, expected_seq: i64, received_seq: i64) -> Verdict {
+        let source_name = batch.source.clone();
+        Verdict::Refused(Error::SequenceGap { session: batch.session, source_name, expected_seq, received_seq })
+    }
+
+    #[test]
+    fn batches_that_follow_on_each_other_move_their_track_once() {
+        let id = SessionId::mint(Utc::now());
+        let session = session_with(&[("main", 10)]);
+        let batches =
+            [batch(id, "main", 11, 5), batch(id, "main", 16, 1), batch(id, "main", 0, 2), batch(id, "new", 1, 3)];
+        let mut plan = Plan::default();
+        for (index, batch) in batches.iter().enumerate() {
+            assert_eq!(plan.take(index, batch, &session, index == 3, 64), Verdict::Taken, "{index}");
+        }
+        plan.count();
+        let track = &plan.tracks[&(id, "main")];
+        assert_eq!((track.number, track.expected_seq, track.last_seq), (0, 10, 18));
+        assert_eq!((track.accepted_count, track.error_count), (8, 8));
+        assert_eq!(track.last_action_at, Some(DateTime::UNIX_EPOCH));
+        let new = &plan.tracks[&(id, "new")];
+        assert_eq!((new.number, new.expected_seq, new.last_seq, new.accepted_count), (1, 0, 3, 3));
+        let seqs: Vec<Vec<i64>> = plan.batches.iter().map(|write| write.rows().map(|(seq, _)| seq).collect()).collect();
+        assert_eq!(seqs, [vec![11, 12, 13, 14, 15], vec![16], vec![17, 18], vec![1, 2, 3]]);
+        assert_eq!(plan.batches[2].receipt.committed_seq, 18);
+        let after: Vec<_> = plan.tracks_after().map(|(_, track)| (track.number, track.last_seq)).collect();
+        assert_eq!(after, [(0, 18), (1, 3)]);
+    }
+
+    #[test]
+    fn what_is_stored_already_is_not_written_again() {
+        let id = SessionId::mint(Utc::now());
+        let session = session_with(&[("main", 10)]);
+        let mut plan = Plan::default();
+        let (half, all) = (batch(id, "main", 8, 6), batch(id, "web", 1, 2));
+        let session = KnownSession { tracks: [session.tracks, session_with(&[("", 0), ("web", 4)]).tracks].concat() };
+        assert_eq!(plan.take(0, &half, &session, true, 64), Verdict::Taken);
+        assert_eq!(plan.take(1, &all, &session, true, 64), Verdict::Taken);
+        assert_eq!((plan.batches[0].known, plan.batches[1].known), (3, 2));
+        plan.batches[0].receipt.duplicate_count = 2;
+        plan.batches[0].receipt.reject(Batch::conflict(9));
+        plan.batches[1].receipt.duplicate_count = 2;
+        plan.count();
+        let track = &plan.tracks[&(id, "main")];
+        assert_eq!((track.expected_seq, track.last_seq), (10, 13));
+        assert_eq!((track.accepted_count, track.duplicate_count, track.conflict_count), (3, 2, 1));
+        assert_eq!(track.rejected_count, 0, "nothing is stored of a conflict");
+        let track = &plan.tracks[&(id, "web")];
+        assert_eq!((track.expected_seq, track.last_seq, track.duplicate_count), (4, 4, 2));
+        assert_eq!(plan.batches[1].receipt.committed_seq, 4);
+    }
+
+    #[test]
+    fn placeholders_move_the_track_and_are_counted_as_rejected() {
+        let id = SessionId::mint(Utc::now());
+        let mut bad = batch(id, "main", 1, 2);
+        let BatchAction::Valid(placeholder) = bad.actions.remove(0) else { unreachable!("it is valid") };
+        let digest = placeholder.digest();
+        let (reason, description) = (RejectionReason::InvalidData, String::new());
+        bad.actions.push(BatchAction::Rejected(RejectedAction { reason, description, digest, placeholder }));
+        let mut plan = Plan::default();
+        assert_eq!(plan.take(0, &bad, &KnownSession::default(), true, 64), Verdict::Taken);
+        plan.count();
+        let track = &plan.tracks[&(id, "main")];
+        assert_eq!((track.accepted_count, track.rejected_count, track.last_seq), (1, 1, 2));
+        assert_eq!(plan.batches[0].receipt.rejections[0].seq, 2);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_only_by_what_was_read_just_now() {
+        let id = SessionId::mint(Utc::now());
+        let session = session_with(&[("main", 10)]);
+        for (first_seq, length) in [(12, 1), (10, 1), (1, 0), (0, 0)] {
+            let batch = batch(id, "main", first_seq, length);
+            assert_eq!(Plan::default().take(0, &batch, &session, false, 64), Verdict::Doubtful, "{first_seq}");
+        }
+        let ahead = batch(id, "main", 12, 1);
+        assert_eq!(Plan::default().take(0, &ahead, &session, true, 64), gap(&ahead, 11, 12));
+        let new = batch(id, "new", 2, 1);
+        assert_eq!(Plan::default().take(0, &new, &session, true, 64), gap(&new, 1, 2));
+        let one_more = batch(id, "new", 1, 1);
+        let refused = Verdict::Refused(Error::TooManyTracks { limit: 1 });
+        assert_eq!(Plan::default().take(0, &one_more, &session, true, 1), refused);
+        assert_eq!(Plan::default().take(0, &one_more, &session, false, 1), Verdict::Doubtful);
+    }
+
+    #[test]
+    fn what_repeats_a_batch_of_the_same_transaction_waits_for_it() {
+        let id = SessionId::mint(Utc::now());
+        let session = session_with(&[("main", 10), ("web", 0)]);
+        let (first, again, next) = (batch(id, "main", 11, 5), batch(id, "main", 11, 5), batch(id, "main", 16, 1));
+        let mut plan = Plan::default();
+        assert_eq!(plan.take(0, &first, &session, true, 64), Verdict::Taken);
+        assert_eq!(plan.take(1, &again, &session, true, 64), Verdict::PutOff);
+        assert_eq!(plan.take(2, &next, &session, true, 64), Verdict::PutOff, "it must not overtake");
+        assert_eq!(plan.take(3, &batch(id, "web", 0, 1), &session, true, 64), Verdict::Taken, "others go on");
+    }
+}
