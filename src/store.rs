@@ -8,7 +8,10 @@ use std::{sync::Arc, time::Duration};
 use sea_orm::{
     ConnectOptions, Database, DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr, SqliteTransactionMode,
     TransactionOptions, TransactionTrait as _,
-    sqlx::sqlite::{SqliteAutoVacuum, SqliteJournalMode, SqliteSynchronous},
+    sqlx::{
+        Connection as _,
+        sqlite::{SqliteAutoVacuum, SqliteJournalMode, SqliteSynchronous},
+    },
 };
 
 use crate::{config::DatabaseUrl, error::Result};
@@ -73,7 +76,7 @@ impl Store {
         let (write, read) = (Database::connect(write).await?, Database::connect(read).await?);
         let probe = Database::connect(probe).await?;
         let backend = write.get_database_backend();
-        Ok(Self { write, read, probe, backend, known_partitions: Arc::default() })
+        Ok(Self { write, read, probe, backend, known_partitions: Arc::default(), writes_in_doubt: Arc::default() })
     }
 
     /// Whether the database answers.
@@ -134,6 +137,12 @@ fn sqlite_options(url: &DatabaseUrl, connections: u32, read_only: bool) -> Conne
     if !read_only {
         options.acquire_timeout(SQLITE_WRITER_TIMEOUT);
     }
+    // When a full disk makes SQLite end a transaction by itself, the driver goes on counting it. What it then takes for
+    // nested transactions would be acknowledged, and never committed.
+    options.map_sqlx_sqlite_before_acquire(|connection, _| {
+        let has_lost_count = connection.is_in_transaction();
+        Box::pin(std::future::ready(Ok(!has_lost_count)))
+    });
     options.max_lifetime(None).idle_timeout(None).map_sqlx_sqlite_opts(move |options| {
         let options = options
             .create_if_missing(true)
