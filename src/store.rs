@@ -3,7 +3,10 @@
 //!
 //! Only this module knows sea-orm. Nothing here knows protobuf or gRPC.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use sea_orm::{
     ConnectOptions, Database, DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr, SqliteTransactionMode,
@@ -23,6 +26,7 @@ mod entity;
 mod failure;
 mod partition;
 mod prepare;
+mod probe;
 mod session;
 mod track;
 mod user;
@@ -60,6 +64,8 @@ pub struct Store {
     probe: DatabaseConnection,
     backend: DatabaseBackend,
     known_partitions: Arc<partition::KnownPartitions>,
+    /// Whether a write has failed, and none has gone through since that was to find out.
+    writes_in_doubt: Arc<AtomicBool>,
 }
 
 impl Store {

@@ -39,6 +39,9 @@ impl Writer {
         let writer = self.clone();
         let write = self.writes.spawn(async move {
             let receipt = writer.commit(&event).await;
+            if matches!(receipt, Err(Error::DatabaseUnavailable)) {
+                writer.store.doubt_writes();
+            }
             drop((event, permit));
             receipt
         });
