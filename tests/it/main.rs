@@ -18,6 +18,7 @@ mod harness;
 mod bad_input;
 mod cli;
 mod crash;
+mod durability;
 mod interop;
 mod lifecycle;
 mod memory;
