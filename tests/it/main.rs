@@ -23,6 +23,7 @@ mod interop;
 mod lifecycle;
 mod memory;
 mod migrations;
+mod outage;
 mod play;
 mod random_clients;
 mod record;
