@@ -3,12 +3,18 @@
 //!
 //! Only this module knows sea-orm. Nothing here knows protobuf or gRPC.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use sea_orm::{
     ConnectOptions, Database, DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr, SqliteTransactionMode,
     TransactionOptions, TransactionTrait as _,
-    sqlx::sqlite::{SqliteAutoVacuum, SqliteJournalMode, SqliteSynchronous},
+    sqlx::{
+        Connection as _,
+        sqlite::{SqliteAutoVacuum, SqliteJournalMode, SqliteSynchronous},
+    },
 };
 
 use crate::{config::DatabaseUrl, error::Result};
@@ -20,6 +26,7 @@ mod entity;
 mod failure;
 mod partition;
 mod prepare;
+mod probe;
 mod session;
 mod track;
 mod user;
@@ -58,6 +65,8 @@ pub struct Store {
     probe: DatabaseConnection,
     backend: DatabaseBackend,
     known_partitions: Arc<partition::KnownPartitions>,
+    /// Whether a write has failed, and none has gone through since that was to find out.
+    writes_in_doubt: Arc<AtomicBool>,
 }
 
 impl Store {
@@ -74,7 +83,7 @@ impl Store {
         let (write, read) = (Database::connect(write).await?, Database::connect(read).await?);
         let probe = Database::connect(probe).await?;
         let backend = write.get_database_backend();
-        Ok(Self { write, read, probe, backend, known_partitions: Arc::default() })
+        Ok(Self { write, read, probe, backend, known_partitions: Arc::default(), writes_in_doubt: Arc::default() })
     }
 
     /// How many transactions can write at once to some purpose, where so many are asked for. On PostgreSQL a second one
@@ -142,6 +151,12 @@ fn sqlite_options(url: &DatabaseUrl, connections: u32, read_only: bool) -> Conne
     if !read_only {
         options.acquire_timeout(SQLITE_WRITER_TIMEOUT);
     }
+    // When a full disk makes SQLite end a transaction by itself, the driver goes on counting it. What it then takes for
+    // nested transactions would be acknowledged, and never committed.
+    options.map_sqlx_sqlite_before_acquire(|connection, _| {
+        let has_lost_count = connection.is_in_transaction();
+        Box::pin(std::future::ready(Ok(!has_lost_count)))
+    });
     options.max_lifetime(None).idle_timeout(None).map_sqlx_sqlite_opts(move |options| {
         let options = options
             .create_if_missing(true)

@@ -127,6 +127,7 @@ impl Run {
         while let Some(group) = self.lane.next_group() {
             let is_away = self.lane.write(group, &mut known).await;
             if is_away {
+                self.lane.shared.store.doubt_writes();
                 self.lane.turn_away();
             }
         }

@@ -10,7 +10,7 @@ use super::lane::{Lane, UploadState, Waiting};
 use crate::{
     changes::Changes,
     config::Limits,
-    error::Result,
+    error::{Error, Result},
     model::{IngestEvent, SessionEnd, SessionId, SessionReceipt, SessionStart},
     store::Store,
 };
@@ -71,6 +71,9 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         self.shared.writes.spawn(async move {
             let receipt = shared.write(&boundary).await;
+            if matches!(receipt, Err(Error::DatabaseUnavailable)) {
+                shared.store.doubt_writes();
+            }
             drop((boundary, permit));
             // Nobody may be waiting any more.
             let _ = tell.send(receipt);

@@ -28,7 +28,7 @@ use crate::{
 /// The standard health service.
 pub(super) type HealthService = HealthServer<Reporter>;
 
-/// How often the database is asked whether it is there.
+/// How often the database is asked whether it can do its work.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// How long it may take to answer.
@@ -93,14 +93,14 @@ impl Health {
         Ok(())
     }
 
-    /// Tells health whether the database answers, for ever.
+    /// Tells health whether the database answers and takes what is written, for ever.
     pub(super) async fn watch(&self) {
         let mut ticks = interval(ASK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut answered = true;
         loop {
             ticks.tick().await;
-            let answers = matches!(timeout(ANSWER_WITHIN, self.store.ping()).await, Ok(Ok(())));
+            let answers = matches!(timeout(ANSWER_WITHIN, self.store.probe()).await, Ok(Ok(())));
             if answers != answered {
                 answered = answers;
                 let status = if answers { ServingStatus::Serving } else { ServingStatus::NotServing };

@@ -8,7 +8,7 @@ mod table;
 mod transport;
 mod uploads;
 mod values;
-mod wire;
+pub mod wire;
 mod world;
 
 use std::collections::BTreeSet;

@@ -2,9 +2,9 @@
 //! to end. These tests run the real program. Those that kill PostgreSQL start a server of their own.
 
 mod import;
-mod postgres;
-mod process;
-mod sender;
+pub mod postgres;
+pub mod process;
+pub mod sender;
 
 use rand::RngExt as _;
 use reel::{proto::PlaySessionRequest, server::ServeError, store::Unfit};

@@ -1,38 +1,20 @@
-//! The memory of a real server process does not grow with what it plays.
+//! The memory of a real server process does not grow with what it plays, nor with who abuses it.
 
-use std::{path::Path, process::Stdio};
+mod hostile;
 
 use reel::proto::{PlaySessionRequest, SessionEnd, SessionStart, play_session_response::Event};
-use tokio::process::{Child, Command};
 
 use crate::{
-    harness::{Backend, NOON_MS, Reel, TestDatabase, end, eventually, play, session_id, start},
+    crash::process::Process,
+    harness::{Backend, NOON_MS, Reel, TestDatabase, end, play, session_id, start},
     on_both_databases,
 };
 
 on_both_databases!(playing_a_million_actions_takes_no_more_memory_than_playing_ten_thousand);
 
-/// Starts the real binary on this database and a free port, which it says in its log.
-async fn serve(database: &TestDatabase) -> (Child, std::net::SocketAddr) {
-    let address = {
-        let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        free.local_addr().unwrap()
-    };
-    let child = Command::new(env!("CARGO_BIN_EXE_reel"))
-        .args(["serve", "--listen", &address.to_string(), "--database-url", &database.url])
-        .env("RUST_LOG", "warn")
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    eventually("the process listens", async || tokio::net::TcpStream::connect(address).await.is_ok()).await;
-    (child, address)
-}
-
 /// The process's memory in KiB: now, or at its highest.
-fn memory_kib(process: &Child, field: &str) -> i64 {
-    let path = format!("/proc/{}/status", process.id().unwrap());
-    let status = std::fs::read_to_string(Path::new(&path)).unwrap();
+fn memory_kib(process_id: u32, field: &str) -> i64 {
+    let status = std::fs::read_to_string(format!("/proc/{process_id}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with(field)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
@@ -75,8 +57,8 @@ async fn playing_a_million_actions_takes_no_more_memory_than_playing_ten_thousan
     let large = fill(&reel, &database, backend, many).await;
     reel.stop().await;
 
-    let (process, address) = serve(&database).await;
-    let channel = crate::harness::connect(address).await;
+    let server = Process::serve(&database.url, &[]).await;
+    let channel = crate::harness::connect(server.address).await;
     let played = async |request: PlaySessionRequest| {
         let mut client = reel::proto::playback_service_client::PlaybackServiceClient::new(channel.clone());
         let mut stream = client.play_session(request).await.unwrap().into_inner();
@@ -91,17 +73,12 @@ async fn playing_a_million_actions_takes_no_more_memory_than_playing_ten_thousan
         }
         last_seq
     };
-    eventually("the process is ready", async || {
-        let mut client = reel::proto::session_service_client::SessionServiceClient::new(channel.clone());
-        client.list_sessions(reel::proto::ListSessionsRequest::default()).await.is_ok()
-    })
-    .await;
     for _ in 0..3 {
         assert_eq!(played(play(&small)).await, few);
     }
-    let before = memory_kib(&process, "VmHWM");
+    let before = memory_kib(server.id(), "VmHWM");
     assert_eq!(played(play(&large)).await, many);
-    let grown = memory_kib(&process, "VmHWM") - before;
+    let grown = memory_kib(server.id(), "VmHWM") - before;
     // A million of these actions are 250 MiB in messages.
     assert!(grown < 24 << 10, "the peak has grown by {grown} KiB from {before} KiB");
 }

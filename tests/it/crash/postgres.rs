@@ -3,10 +3,12 @@
 //! `REEL_TEST_PG_BIN` is the folder of `initdb` and `postgres`; `REEL_TEST_PG_USER` the user to run them as where the tests
 //! run as root, which PostgreSQL refuses. `tests/run` sets both.
 
+mod outage;
+
 use std::{
     env,
     os::unix::{fs::chown, process::CommandExt as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -54,7 +56,12 @@ fn spawn(folder: &TempDir, port: u16) -> Child {
 
 impl Postgres {
     pub async fn start() -> Self {
-        let folder = TempDir::new().unwrap();
+        Self::start_in(&env::temp_dir(), &[]).await
+    }
+
+    /// Starts a server whose data lies in this folder, made with these arguments of `initdb`.
+    pub async fn start_in(parent: &Path, arguments: &[&str]) -> Self {
+        let folder = TempDir::new_in(parent).unwrap();
         if let Some((uid, gid)) = user() {
             chown(folder.path(), Some(uid), Some(gid)).unwrap();
         }
@@ -68,6 +75,7 @@ impl Postgres {
                 "--locale=C.UTF-8",
                 "--no-sync",
             ])
+            .args(arguments)
             .status();
         assert!(made.unwrap().success(), "initdb failed");
         let port = free_port();
@@ -138,6 +146,8 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            // One that is paused would not hear of its end.
+            self.resume();
             // At once, children included.
             signal("QUIT", &self.child.id().to_string());
             let _ = self.child.wait();

@@ -35,8 +35,20 @@ pub fn free_port() -> u16 {
 
 /// The program with these arguments, and nothing of the environment that could change what it does.
 pub fn reel(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_reel"));
-    command.args(arguments).env_clear().env("RUST_LOG", "warn").stdin(Stdio::null()).kill_on_drop(true);
+    reel_under(&[], arguments)
+}
+
+/// The same, started by another program, which it takes the place of.
+fn reel_under(program: &[&str], arguments: &[&str]) -> Command {
+    let words: Vec<_> = program.iter().copied().chain([env!("CARGO_BIN_EXE_reel")]).collect();
+    let mut command = Command::new(words[0]);
+    command
+        .args(&words[1..])
+        .args(arguments)
+        .env_clear()
+        .env("RUST_LOG", "warn")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
     command
 }
 
@@ -49,13 +61,24 @@ pub fn signal(name: &str, pid: &str) {
 impl Process {
     /// Serves this database, and waits until it does.
     pub async fn serve(database_url: &str, arguments: &[&str]) -> Self {
+        Self::serve_under(&[], database_url, arguments).await
+    }
+
+    /// The same, started by another program, which it takes the place of.
+    pub async fn serve_under(program: &[&str], database_url: &str, arguments: &[&str]) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let mut command = reel(&["serve", "--listen", &address.to_string(), "--database-url", database_url]);
+        let mut command =
+            reel_under(program, &["serve", "--listen", &address.to_string(), "--database-url", database_url]);
         command.args(arguments);
         let child = command.spawn().unwrap();
         let mut process = Self { address, command, child };
         process.wait_until_serving().await;
         process
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
     }
 
     /// SIGKILL.
@@ -70,7 +93,7 @@ impl Process {
 
     /// SIGTERM.
     pub fn terminate(&self) {
-        signal("TERM", &self.child.id().expect("it runs").to_string());
+        signal("TERM", &self.id().to_string());
     }
 
     pub async fn exited(&mut self) -> ExitStatus {

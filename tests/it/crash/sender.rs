@@ -61,7 +61,7 @@ pub fn session(number: usize) -> String {
 }
 
 /// What a sender sends as this seq: the same at every run.
-fn recorded(number: usize, seq: i64) -> Action {
+pub fn recorded(number: usize, seq: i64) -> Action {
     let kind = ["click", "input", "error"][usize::try_from(seq % 3).unwrap()];
     // Out of step now and then.
     action(seq * 100 - seq % 7 * 1_000, kind, &format!("{number}/{seq}"))
