@@ -1,6 +1,7 @@
 //! From protobuf to the model and back, and all validation of requests: every violation names its field.
 
 mod action;
+mod json;
 mod reply;
 mod request;
 mod token;

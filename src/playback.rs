@@ -2,6 +2,7 @@
 
 mod cursor;
 mod pacer;
+mod pages;
 mod player;
 mod request;
 

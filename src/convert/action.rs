@@ -2,9 +2,11 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use prost_types::Timestamp;
-use serde::de::IgnoredAny;
 
-use super::request::{check_name, parse_timestamp};
+use super::{
+    json,
+    request::{check_name, parse_timestamp},
+};
 use crate::{
     config::Limits,
     error::{Error, Result},
@@ -127,39 +129,18 @@ fn check_target(target: &str, limit: usize) -> Result<(), String> {
     if target.contains('\0') { Err("target: must not contain NUL".to_owned()) } else { Ok(()) }
 }
 
-/// Checks the syntax and nothing else: what is JSON by RFC 8259's grammar is kept as it is, lone surrogates, huge numbers and
-/// duplicate keys included.
+/// Checks the syntax and nothing else: lone surrogates, huge numbers and duplicate keys are kept as they are.
 fn check_json(data: &str, max_depth: usize) -> Result<(), String> {
     if data.is_empty() {
         return Ok(());
     }
-    if depth(data.as_bytes()) > max_depth {
-        return Err(format!("data: nested deeper than {max_depth}"));
-    }
-    match serde_json::from_str::<IgnoredAny>(data) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(format!("data: not JSON, at line {} column {}", error.line(), error.column())),
-    }
-}
-
-/// How deep arrays and objects are nested, for text that is JSON; an upper bound for other text.
-fn depth(json: &[u8]) -> usize {
-    let (mut depth, mut deepest) = (0_usize, 0);
-    let (mut in_string, mut escaped) = (false, false);
-    for byte in json {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'[' | b'{' if !in_string => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
-            _ => {}
+    json::check(data, max_depth).map_err(|fault| match fault {
+        json::Fault::TooDeep => format!("data: nested deeper than {max_depth}"),
+        json::Fault::Syntax(at) => {
+            let (line, column) = json::line_and_column(data, at);
+            format!("data: not JSON, at line {line} column {column}")
         }
-    }
-    deepest
+    })
 }
 
 fn reject(

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 const FAR: Duration = Duration::from_hours(24 * 365);
 
 /// Turns the session's time into the player's.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pacer {
     speed: f64,
     max_idle: Option<Duration>,

@@ -3,17 +3,17 @@
 //! While it waits, for the client to read, for time to pass or for a live session to go on, it holds no connection,
 //! transaction or database cursor.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Begin, Cursor, Pass, PlayRequest, pacer::Pacer};
+use super::{
+    Begin, Cursor, Pass, PlayRequest,
+    pacer::Pacer,
+    pages::{Pages, Selection},
+};
 use crate::{
     changes::{Changes, Following},
     error::{Error, Result},
@@ -21,17 +21,11 @@ use crate::{
     store::{ActionQuery, SeqWindow, Store},
 };
 
-/// A page is full when it has this many bytes: clients take messages of 4 MiB unless told otherwise.
-const PAGE_BYTES: usize = 1 << 20;
-
-/// The most rows that are read at once.
-const MAX_ROWS: u64 = 1_000;
-
-/// The rows that are read before anything is known of their size.
-const FIRST_ROWS: u64 = 64;
-
 /// Actions due within this time of each other are sent together.
 const TOGETHER: Duration = Duration::from_millis(5);
+
+/// How long before it is needed the next page is read, where time is paced.
+const READ_AHEAD: Duration = Duration::from_secs(1);
 
 /// Followers look for themselves this often, should a change have gone unheard.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -71,18 +65,17 @@ pub struct Player {
     /// Where the first pass that stopped at `until` stood at its end.
     stopped_at: Option<Cursor>,
     /// The names of the tracks, by number.
-    sources: HashMap<i16, String>,
+    sources: Arc<HashMap<i16, String>>,
     pacer: Pacer,
     until: Option<DateTime<Utc>>,
-    /// Where this pass's actions begin, if that is known to be later than the cursor's `from`.
-    pass_from: Option<DateTime<Utc>>,
     /// The latest timestamp when the pass began.
     last_action_at: Option<DateTime<Utc>>,
+    /// What the pass has left to read. None when it has been read to its end.
+    pages: Option<Pages>,
     /// Read and not sent yet, in order.
-    read: VecDeque<StoredAction>,
-    next_rows: u64,
-    /// Whether the pass has been read to its end.
-    pass_read: bool,
+    read: std::vec::IntoIter<StoredAction>,
+    /// When the last of them is due.
+    used_up: Instant,
     /// Whether what was committed while the client was away is still to be looked for.
     resumed: bool,
     sent: i64,
@@ -127,12 +120,11 @@ impl Player {
             until: request.until.map(at),
             resumed: matches!(request.begin, Begin::Cursor(_)),
             stopped_at: None,
-            pass_from: None,
             last_action_at: None,
-            sources: HashMap::new(),
-            read: VecDeque::new(),
-            next_rows: FIRST_ROWS,
-            pass_read: false,
+            sources: Arc::default(),
+            pages: None,
+            read: Vec::new().into_iter(),
+            used_up: Instant::now(),
             sent: 0,
             stage: Stage::Actions,
             store,
@@ -142,13 +134,14 @@ impl Player {
             request,
         };
         player.meet(&session.tracks);
+        player.open_pages(None);
         player.stage = Stage::Start(Box::new(session));
         Ok(player)
     }
 
     /// The names of the tracks by their numbers, complete for every action given so far.
     #[must_use]
-    pub fn sources(&self) -> &HashMap<i16, String> {
+    pub fn sources(&self) -> &Arc<HashMap<i16, String>> {
         &self.sources
     }
 
@@ -163,11 +156,14 @@ impl Player {
             Stage::Actions => {}
         }
         loop {
-            if !self.read.is_empty() {
+            if !self.read.as_slice().is_empty() {
                 return self.send().await.map(Some);
             }
-            if !self.pass_read {
-                self.read_more().await?;
+            if let Some(pages) = &mut self.pages {
+                match pages.next().await? {
+                    Some(actions) => self.take(actions),
+                    None => self.pages = None,
+                }
             } else if !self.begin_next_pass().await? {
                 self.stage = Stage::Over;
                 let cursor = match self.until {
@@ -179,25 +175,23 @@ impl Player {
         }
     }
 
+    fn take(&mut self, actions: Vec<StoredAction>) {
+        let mut pacer = self.pacer.clone();
+        let dues = actions.iter().map(|stored| pacer.due(stored.action.timestamp));
+        self.used_up = dues.last().unwrap_or(self.used_up);
+        self.read = actions.into_iter();
+    }
+
     /// Waits until the first action is due, and gives it with those that are due by then.
     async fn send(&mut self) -> Result<PlayEvent> {
-        let mut actions = Vec::new();
-        let mut bytes = 0;
-        let mut horizon = Instant::now();
-        while let Some(stored) = self.read.front() {
-            bytes += stored.size();
-            if !actions.is_empty() && bytes > PAGE_BYTES {
-                break;
-            }
-            let due = self.pacer.due(stored.action.timestamp);
-            if actions.is_empty() {
-                self.wait_until(due).await?;
-                horizon = due.max(Instant::now()) + TOGETHER;
-            } else if due > horizon {
-                break;
-            }
-            actions.extend(self.read.pop_front());
+        if let Some(first) = self.read.as_slice().first() {
+            let due = self.pacer.due(first.action.timestamp);
+            self.wait_until(due).await?;
         }
+        let horizon = Instant::now() + TOGETHER;
+        let dues = self.read.as_slice().iter().map(|stored| self.pacer.due(stored.action.timestamp));
+        let count = dues.take_while(|due| *due <= horizon).count();
+        let actions: Vec<_> = self.read.by_ref().take(count).collect();
         self.cursor.position = actions.last().map(StoredAction::position).or(self.cursor.position);
         self.sent += i64::try_from(actions.len()).unwrap_or(0);
         Ok(PlayEvent::Page { actions, cursor: self.resume_at().encode() })
@@ -209,44 +203,46 @@ impl Player {
         self.stopped_at.as_ref().unwrap_or(&self.cursor)
     }
 
-    async fn wait_until(&self, due: Instant) -> Result<()> {
+    /// Waits until this time, and has the next page read when what there is will soon be used up: at once, where time is not
+    /// paced.
+    async fn wait_until(&mut self, due: Instant) -> Result<()> {
+        let read_at = self.used_up.checked_sub(READ_AHEAD).unwrap_or(due);
+        if read_at <= due {
+            self.sleep_until(read_at).await?;
+            if let Some(pages) = &mut self.pages {
+                pages.read_ahead();
+            }
+        }
+        self.sleep_until(due).await
+    }
+
+    async fn sleep_until(&self, time: Instant) -> Result<()> {
         if self.drain.is_cancelled() {
             return Err(Error::Draining);
         }
-        if due <= Instant::now() {
+        if time <= Instant::now() {
             return Ok(());
         }
         tokio::select! {
-            () = sleep_until(due) => Ok(()),
+            () = sleep_until(time) => Ok(()),
             () = self.drain.cancelled() => Err(Error::Draining),
         }
     }
 
-    /// Reads the next rows of the pass.
-    async fn read_more(&mut self) -> Result<()> {
-        let windows = self.windows();
-        if windows.is_empty() {
-            self.pass_read = true;
-            return Ok(());
-        }
-        let query = ActionQuery {
+    /// Begins to read the pass. `pass_from` is where its actions begin, if that is known to be later than where the
+    /// playback does.
+    fn open_pages(&mut self, pass_from: Option<DateTime<Utc>>) {
+        let selection = Selection {
             session: self.request.session,
-            windows: &windows,
-            after: self.cursor.position,
-            from: self.cursor.from.max(self.pass_from),
+            windows: self.windows(),
+            from: self.cursor.from.max(pass_from),
             until: self.until,
-            types: &self.request.types,
+            types: self.request.types.clone(),
         };
-        let rows = self.store.action_page(&query, self.next_rows, PAGE_BYTES).await?;
-        self.pass_read = rows.is_last;
-        if let Some(bytes_a_row) = rows.bytes.checked_div(rows.actions.len()) {
-            // Rows beyond the page's bytes would be read by the database for nothing.
-            let fitting = u64::try_from(PAGE_BYTES / bytes_a_row.max(1)).unwrap_or(MAX_ROWS);
-            // Slowly up, for large ones may follow on small ones.
-            self.next_rows = fitting.clamp(1, MAX_ROWS).min(self.next_rows * 4);
-        }
-        self.read = rows.actions;
-        Ok(())
+        let is_paced = self.request.speed > 0.0;
+        let mut pages = Pages::new(self.store.clone(), selection, self.cursor.position, is_paced);
+        pages.read_ahead();
+        self.pages = Some(pages);
     }
 
     /// Waits, if that was asked for, until there is more to play. Returns whether there is.
@@ -265,9 +261,9 @@ impl Player {
                 }
                 self.cursor.pass = next;
                 self.cursor.position = None;
-                self.pass_read = false;
-                self.pass_from = self.find_pass_from().await?;
+                let pass_from = self.find_pass_from().await?;
                 self.meet(&tracks);
+                self.open_pages(pass_from);
                 return Ok(true);
             }
             if ended || !self.request.follow {
@@ -307,6 +303,6 @@ impl Player {
     /// Takes note of the tracks as they are now.
     fn meet(&mut self, tracks: &[Track]) {
         self.last_action_at = tracks.iter().filter_map(|track| track.last_action_at).max();
-        self.sources = tracks.iter().map(|track| (track.number, track.source.clone())).collect();
+        self.sources = Arc::new(tracks.iter().map(|track| (track.number, track.source.clone())).collect());
     }
 }

@@ -1,6 +1,6 @@
 //! Queries about actions.
 
-use std::collections::VecDeque;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt as _;
@@ -9,11 +9,17 @@ use sea_orm::{
     QueryOrder as _, QuerySelect as _, Select, sea_query::Expr,
 };
 
-use super::{Store, entity::action};
+use tokio::time::timeout;
+
+use super::{STATEMENT_TIMEOUT, Store, entity::action};
 use crate::{
-    error::Result,
+    error::{Error, Result},
     model::{Action, Position, SessionId, StoredAction},
 };
+
+/// How long a page may take: a little longer than a statement may run, so that a database that is there says so itself. One
+/// that is not there any more, and has not said so, is given up.
+const READ_TIMEOUT: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(5));
 
 /// Actions of one track by their seqs: those above the one, up to and including the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +52,7 @@ pub struct ActionQuery<'a> {
 /// Consecutive actions of a session.
 pub struct ActionRows {
     /// In the order of playback.
-    pub actions: VecDeque<StoredAction>,
+    pub actions: Vec<StoredAction>,
     /// About the bytes that they take.
     pub bytes: usize,
     /// Whether nothing comes after them.
@@ -57,29 +63,64 @@ impl Store {
     /// Reads actions in the order of playback: at most `max_rows`, and none after those that reach `max_bytes`. Uses the
     /// primary key: the cost does not depend on how far into the session the page lies.
     pub async fn action_page(&self, query: &ActionQuery<'_>, max_rows: u64, max_bytes: usize) -> Result<ActionRows> {
+        in_time(self.action_page_unlimited(query, max_rows, max_bytes)).await
+    }
+
+    async fn action_page_unlimited(
+        &self,
+        query: &ActionQuery<'_>,
+        max_rows: u64,
+        max_bytes: usize,
+    ) -> Result<ActionRows> {
+        // By index, not by name: looking up the names takes longer than decoding the values.
         let mut rows = select(query)
+            .select_only()
+            .columns([
+                action::Column::Timestamp,
+                action::Column::Track,
+                action::Column::Seq,
+                action::Column::Kind,
+                action::Column::Target,
+                action::Column::Data,
+            ])
             .order_by_asc(action::Column::Timestamp)
             .order_by_asc(action::Column::Track)
             .order_by_asc(action::Column::Seq)
             .limit(max_rows)
+            .into_tuple::<ActionColumns>()
             .stream(&self.read)
             .await?;
-        let (mut actions, mut bytes) = (VecDeque::new(), 0);
+        let (mut actions, mut bytes) = (Vec::new(), 0);
         while bytes < max_bytes {
-            let Some(row) = rows.try_next().await? else {
+            let Some((timestamp, track, seq, kind, target, data)) = rows.try_next().await? else {
                 let is_last = u64::try_from(actions.len()).is_ok_and(|count| count < max_rows);
                 return Ok(ActionRows { actions, bytes, is_last });
             };
-            let action = from_row(row);
-            bytes += action.size();
-            actions.push_back(action);
+            let action = Action { timestamp, kind, target, data: data.unwrap_or_default() };
+            let stored = StoredAction { track, seq, action };
+            bytes += stored.size();
+            actions.push(stored);
         }
         Ok(ActionRows { actions, bytes, is_last: false })
     }
 
     /// Counts actions, in the index alone where no types are asked for.
     pub async fn action_count(&self, query: &ActionQuery<'_>) -> Result<u64> {
-        Ok(select(query).count(&self.read).await?)
+        in_time(async { Ok(select(query).count(&self.read).await?) }).await
+    }
+}
+
+/// Timestamp, track, seq, type, target and data.
+type ActionColumns = (DateTime<Utc>, i16, i64, String, String, Option<String>);
+
+/// Gives up a database that does not answer.
+pub(super) async fn in_time<T>(reading: impl Future<Output = Result<T>>) -> Result<T> {
+    match timeout(READ_TIMEOUT, reading).await {
+        Ok(read) => read,
+        Err(_) => {
+            tracing::warn!(limit_s = READ_TIMEOUT.as_secs(), "the database did not answer");
+            Err(Error::DatabaseUnavailable)
+        }
     }
 }
 

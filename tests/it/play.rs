@@ -32,6 +32,10 @@ on_both_databases!(
     a_resumed_playback_brings_what_came_meanwhile,
     a_resumed_playback_keeps_its_beginning_and_goes_on_after_its_stop,
     pages_are_small_enough_for_any_client,
+    a_page_is_bounded_by_bytes_and_by_rows,
+    players_that_do_not_read_hold_no_connection,
+    what_was_read_before_the_database_fails_is_played,
+    a_paced_playback_goes_on_over_many_pages,
     speed_paces_the_playback_and_max_idle_cuts_pauses,
     a_follower_gets_everything_once_and_ends_with_the_session,
     a_follower_gets_late_actions_of_any_time_and_new_tracks,
@@ -186,6 +190,103 @@ async fn pages_are_small_enough_for_any_client(backend: Backend) {
         }
     }
     assert_eq!(count, 12);
+}
+
+async fn a_page_is_bounded_by_bytes_and_by_rows(backend: Backend) {
+    const PAGE_BYTES: usize = 256 << 10;
+    let (reel, _database) = Reel::start(backend).await;
+    let sized = |len: usize| Action { data: format!("\"{}\"", "x".repeat(len)), ..click(0, "") };
+    for (count, len, rows) in [(4_000, 1, 1_000), (1_500, 2_000, 100)] {
+        let id = recorded(&reel, &[("", vec![sized(len); count])]).await;
+        let played = reel.play(play(&id)).await.unwrap();
+        assert_eq!(played.actions.len(), count);
+        let mut ends: Vec<_> = played.pages.iter().map(|(end, _)| *end).collect();
+        ends.insert(0, 0);
+        let counts = ends.windows(2).map(|ends| ends[1] - ends[0]);
+        let most = counts.max().unwrap();
+        assert!(most <= 1_000 && (most - 1) * len < PAGE_BYTES, "{most} actions of {len} bytes");
+        assert!(most >= rows, "a page has {most} actions only");
+    }
+}
+
+/// A session of more than its client's buffers, the server's and those in between take.
+async fn recorded_large(reel: &Reel) -> (String, i64) {
+    let id = reel.start_session().await;
+    let data = format!("\"{}\"", "x".repeat(8_000));
+    let count = 2_500;
+    for first_seq in (1..=count).step_by(250) {
+        let actions = (0..250).map(|number| Action { data: data.clone(), ..click(first_seq + number, "large") });
+        reel.append(&id, "", first_seq, actions.collect()).await.unwrap();
+    }
+    (id, count)
+}
+
+async fn players_that_do_not_read_hold_no_connection(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let (id, count) = recorded_large(&reel).await;
+    let mut silent = Vec::new();
+    // The service has 4 or 5 connections for reading.
+    for _ in 0..12 {
+        let channel = crate::harness::connect(reel.address).await;
+        let mut client = reel::proto::playback_service_client::PlaybackServiceClient::new(channel);
+        let mut stream = client.play_session(play(&id)).await.unwrap().into_inner();
+        assert!(stream.message().await.unwrap().is_some());
+        silent.push(stream);
+    }
+    assert_eq!(i64::try_from(reel.play_all(&id).await.len()).unwrap(), count);
+    for mut stream in silent {
+        let mut seen = 0;
+        while let Some(response) = stream.message().await.unwrap() {
+            if let Some(Event::Actions(page)) = response.event {
+                seen += i64::try_from(page.actions.len()).unwrap();
+            }
+        }
+        assert_eq!(seen, count, "it goes on when it is read");
+    }
+}
+
+async fn what_was_read_before_the_database_fails_is_played(backend: Backend) {
+    let (reel, database) = Reel::start(backend).await;
+    let (id, count) = recorded_large(&reel).await;
+    let mut stream = reel.playback().play_session(play(&id)).await.unwrap().into_inner();
+    let mut last_seq = 0;
+    let mut is_broken = false;
+    let status = loop {
+        match stream.message().await {
+            Ok(response) => match response.expect("a playback that is broken off has no proper end").event.unwrap() {
+                Event::Start(_) => {}
+                Event::Actions(page) => {
+                    for action in page.actions {
+                        assert_eq!(action.seq, last_seq + 1);
+                        last_seq = action.seq;
+                    }
+                    if !is_broken {
+                        database.execute("ALTER TABLE actions RENAME TO elsewhere").await;
+                        is_broken = true;
+                    }
+                }
+                Event::End(_) => panic!("it has ended, at {last_seq} of {count}"),
+            },
+            Err(status) => break status,
+        }
+    };
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Internal, "INTERNAL"));
+    assert!(0 < last_seq && last_seq < count);
+}
+
+async fn a_paced_playback_goes_on_over_many_pages(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    // 5 s in bursts, on several pages, of which the last begins with a long pause.
+    let mut actions: Vec<_> = (0..1_000).map(|number| click(number / 10 * 50, &number.to_string())).collect();
+    actions.push(click(3_600_000, "last"));
+    let id = recorded(&reel, &[("", actions)]).await;
+    let begun = Instant::now();
+    let request = PlaySessionRequest { speed: 10.0, max_idle: Some(seconds(1)), ..play(&id) };
+    let played = reel.play(request).await.unwrap();
+    let expected = (0..1_000).map(|number| number.to_string()).chain(["last".to_owned()]);
+    assert_eq!(played.targets(), expected.collect::<Vec<_>>());
+    assert!(played.pages.len() > 7, "{} pages", played.pages.len());
+    assert!(begun.elapsed().as_millis() >= 495 + 100);
 }
 
 async fn speed_paces_the_playback_and_max_idle_cuts_pauses(backend: Backend) {
