@@ -13,6 +13,7 @@
 // A test reads top to bottom.
 #![allow(clippy::too_many_lines)]
 
+mod group_commit;
 mod harness;
 
 mod bad_input;
