@@ -3,6 +3,7 @@
 use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
+use tonic_prost_build::manual;
 
 const FILES: [&str; 5] = [
     "reel/v1/action.proto",
@@ -21,5 +22,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         // What users did must not end up in a log because somebody printed a message.
         .skip_debug(["reel.v1.Action", "reel.v1.User"])
         .compile_fds(descriptors)?;
+    generate_playback_server();
     Ok(())
+}
+
+/// Playback's server once more, with a codec that writes pages straight from rows. `src/rpc/playback.rs` uses this one.
+fn generate_playback_server() {
+    let play_session = manual::Method::builder()
+        .name("play_session")
+        .route_name("PlaySession")
+        .input_type("crate::proto::PlaySessionRequest")
+        .output_type("crate::convert::PlaybackMessage")
+        .codec_path("crate::rpc::codec::PlaySessionCodec")
+        .server_streaming()
+        .build();
+    let service = manual::Service::builder().name("PlaybackService").package("reel.v1").method(play_session).build();
+    manual::Builder::new().build_client(false).compile(&[service]);
 }

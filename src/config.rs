@@ -167,7 +167,7 @@ pub struct Limits {
     #[arg(long, env = "REEL_MAX_BATCH_ACTIONS", default_value_t = 5_000, value_name = "N", value_parser = positive)]
     pub max_batch_actions: usize,
     /// How deep the JSON of an action may be nested
-    #[arg(long, env = "REEL_MAX_JSON_DEPTH", default_value_t = 128, value_name = "N", value_parser = positive)]
+    #[arg(long, env = "REEL_MAX_JSON_DEPTH", default_value_t = 128, value_name = "N", value_parser = json_depth)]
     pub max_json_depth: usize,
     /// Bytes of an action's type, a track's source and an end's reason
     #[arg(long, env = "REEL_MAX_TYPE_BYTES", default_value_t = 64, value_name = "BYTES", value_parser = positive)]
@@ -204,6 +204,13 @@ fn positive(text: &str) -> Result<usize, String> {
 fn track_count(text: &str) -> Result<usize, String> {
     let count = positive(text)?;
     if count <= 512 { Ok(count) } else { Err("must be at most 512".to_owned()) }
+}
+
+/// PostgreSQL checks the JSON once more, and its stack, of 2 MB unless configured otherwise, is enough for a depth of more
+/// than 10,000 on PostgreSQL 15.
+fn json_depth(text: &str) -> Result<usize, String> {
+    let depth = positive(text)?;
+    if depth <= 4_096 { Ok(depth) } else { Err("must be at most 4096".to_owned()) }
 }
 
 fn positive_duration(text: &str) -> Result<Duration, String> {

@@ -1,9 +1,12 @@
 //! The gRPC services, one file each: parse, call, reply, and nothing else.
 
+mod codec;
 mod ingest;
 mod playback;
 mod session;
 mod user;
+
+pub(crate) use playback::PlaybackServiceServer;
 
 use std::sync::Arc;
 

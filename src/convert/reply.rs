@@ -1,16 +1,14 @@
 //! Replies.
 
-use std::collections::HashMap;
-
 use chrono::{DateTime, Utc};
 use prost_types::Timestamp;
 
 use crate::{
-    model::{Rejection, RejectionReason, Session, SessionReceipt, StoredAction, Track, TrackReceipt, User},
+    model::{Rejection, RejectionReason, Session, SessionReceipt, Track, TrackReceipt, User},
     proto,
 };
 
-fn timestamp(time: DateTime<Utc>) -> Timestamp {
+pub(super) fn timestamp(time: DateTime<Utc>) -> Timestamp {
     Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos().cast_signed() }
 }
 
@@ -52,19 +50,6 @@ pub fn user_to_proto(user: User) -> proto::User {
         name: user.name,
         attributes: user.attributes.into_iter().collect(),
         create_time: Some(timestamp(user.created_at)),
-    }
-}
-
-/// A played action. `sources` gives the name of each track by its number.
-#[must_use]
-pub fn action_to_proto(stored: StoredAction, sources: &HashMap<i16, String>) -> proto::Action {
-    proto::Action {
-        timestamp: Some(timestamp(stored.action.timestamp)),
-        r#type: stored.action.kind,
-        target: stored.action.target,
-        data: stored.action.data,
-        seq: stored.seq,
-        source: sources.get(&stored.track).cloned().unwrap_or_default(),
     }
 }
 

@@ -1,24 +1,30 @@
 //! `reel.v1.PlaybackService`.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use super::Services;
 use crate::{
-    convert::{action_to_proto, parse_play, session_to_proto},
+    convert::{PlaybackMessage, PlayedPage, parse_play, session_to_proto},
     error::Result,
     playback::{PlayEvent, Player},
-    proto::{
-        ActionPage, PlaySessionRequest, PlaySessionResponse, PlaybackEnd, PlaybackStart, play_session_response::Event,
-        playback_service_server::PlaybackService,
-    },
+    proto::{PlaySessionRequest, PlaySessionResponse, PlaybackEnd, PlaybackStart, play_session_response::Event},
 };
+
+/// The generated service with a codec of its own, see `build.rs`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]
+mod service {
+    tonic::include_proto!("reel.v1.PlaybackService");
+}
+
+use service::playback_service_server::PlaybackService;
+pub(crate) use service::playback_service_server::PlaybackServiceServer;
 
 #[tonic::async_trait]
 impl PlaybackService for Services {
-    type PlaySessionStream = Pin<Box<dyn Stream<Item = Result<PlaySessionResponse, Status>> + Send>>;
+    type PlaySessionStream = Pin<Box<dyn Stream<Item = Result<PlaybackMessage, Status>> + Send>>;
 
     async fn play_session(
         &self,
@@ -26,22 +32,22 @@ impl PlaybackService for Services {
     ) -> Result<Response<Self::PlaySessionStream>, Status> {
         let request = parse_play(request.into_inner())?;
         let player = Player::begin(self.store.clone(), &self.changes, self.drain.clone(), request).await?;
-        let responses = futures_util::stream::try_unfold(player, async |mut player| {
+        let messages = futures_util::stream::try_unfold(player, async |mut player| {
             let event = player.next().await?;
-            Ok(event.map(|event| (response(event, &player), player)))
+            Ok(event.map(|event| (message(event, &player), player)))
         });
-        Ok(Response::new(Box::pin(responses)))
+        Ok(Response::new(Box::pin(messages)))
     }
 }
 
-fn response(event: PlayEvent, player: &Player) -> PlaySessionResponse {
+fn message(event: PlayEvent, player: &Player) -> PlaybackMessage {
     let event = match event {
-        PlayEvent::Start(session) => Event::Start(PlaybackStart { session: Some(session_to_proto(*session)) }),
         PlayEvent::Page { actions, cursor } => {
-            let actions = actions.into_iter().map(|stored| action_to_proto(stored, player.sources())).collect();
-            Event::Actions(ActionPage { actions, cursor })
+            let sources = Arc::clone(player.sources());
+            return PlaybackMessage::Page(PlayedPage { actions, sources, cursor });
         }
+        PlayEvent::Start(session) => Event::Start(PlaybackStart { session: Some(session_to_proto(*session)) }),
         PlayEvent::End { action_count, cursor } => Event::End(PlaybackEnd { action_count, cursor }),
     };
-    PlaySessionResponse { event: Some(event) }
+    PlaybackMessage::Other(PlaySessionResponse { event: Some(event) })
 }

@@ -18,10 +18,10 @@ use tonic_health::{
 
 use crate::{
     proto::{
-        ingest_service_server::IngestServiceServer, playback_service_server::PlaybackServiceServer,
-        session_service_server::SessionServiceServer, user_service_server::UserServiceServer,
+        ingest_service_server::IngestServiceServer, session_service_server::SessionServiceServer,
+        user_service_server::UserServiceServer,
     },
-    rpc::Services,
+    rpc::{PlaybackServiceServer, Services},
     store::{Store, Unfit},
 };
 

@@ -115,13 +115,10 @@ type ActionColumns = (DateTime<Utc>, i16, i64, String, String, Option<String>);
 
 /// Gives up a database that does not answer.
 pub(super) async fn in_time<T>(reading: impl Future<Output = Result<T>>) -> Result<T> {
-    match timeout(READ_TIMEOUT, reading).await {
-        Ok(read) => read,
-        Err(_) => {
-            tracing::warn!(limit_s = READ_TIMEOUT.as_secs(), "the database did not answer");
-            Err(Error::DatabaseUnavailable)
-        }
-    }
+    timeout(READ_TIMEOUT, reading).await.unwrap_or_else(|_| {
+        tracing::warn!(limit_s = READ_TIMEOUT.as_secs(), "the database did not answer");
+        Err(Error::DatabaseUnavailable)
+    })
 }
 
 fn select(query: &ActionQuery<'_>) -> Select<action::Entity> {
