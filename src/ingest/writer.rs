@@ -70,11 +70,12 @@ impl Writer {
     fn spawn(&self, boundary: Boundary, permit: Option<OwnedSemaphorePermit>, tell: Tell) {
         let shared = Arc::clone(&self.shared);
         self.shared.writes.spawn(async move {
-            let receipt = shared.write(&boundary).await;
+            let writer = Arc::clone(&shared);
+            let receipt = shared.store.ask(|_| async move { writer.write(&boundary).await }).await;
             if matches!(receipt, Err(Error::DatabaseUnavailable)) {
                 shared.store.doubt_writes();
             }
-            drop((boundary, permit));
+            drop(permit);
             // Nobody may be waiting any more.
             let _ = tell.send(receipt);
         });

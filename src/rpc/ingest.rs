@@ -54,7 +54,8 @@ impl IngestService for Services {
         request: Request<GetIngestCursorRequest>,
     ) -> Result<Response<GetIngestCursorResponse>, Status> {
         let (session, source) = parse_cursor_request(request.into_inner(), &self.limits)?;
-        let (tracks, ended) = self.store.track_list(session).await?;
+        let listed = self.store.ask(|store| async move { store.track_list(session).await });
+        let (tracks, ended) = listed.await?;
         Ok(Response::new(GetIngestCursorResponse { cursors: cursors_to_proto(tracks, source), ended }))
     }
 }

@@ -31,7 +31,10 @@ impl PlaybackService for Services {
         request: Request<PlaySessionRequest>,
     ) -> Result<Response<Self::PlaySessionStream>, Status> {
         let request = parse_play(request.into_inner())?;
-        let player = Player::begin(self.store.clone(), &self.changes, self.drain.clone(), request).await?;
+        let player = {
+            let (changes, drain) = (Arc::clone(&self.changes), self.drain.clone());
+            self.store.ask(|store| async move { Player::begin(store, &changes, drain, request).await }).await?
+        };
         let messages = futures_util::stream::try_unfold(player, async |mut player| {
             let event = player.next().await?;
             Ok(event.map(|event| (message(event, &player), player)))

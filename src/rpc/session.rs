@@ -20,7 +20,7 @@ use crate::{
 impl SessionService for Services {
     async fn get_session(&self, request: Request<GetSessionRequest>) -> Result<Response<GetSessionResponse>, Status> {
         let id = parse_session_id(&request.into_inner().session_id)?;
-        let session = session_to_proto(self.store.session_get(id).await?);
+        let session = session_to_proto(self.store.ask(|store| async move { store.session_get(id).await }).await?);
         Ok(Response::new(GetSessionResponse { session: Some(session) }))
     }
 
@@ -35,7 +35,8 @@ impl SessionService for Services {
         let after = PageToken::parse(&request.page_token, &scope, |id| id.parse().ok())?;
 
         // One more than asked for tells whether there is a next page.
-        let sessions = self.store.session_list(&filter, after, size + 1).await?;
+        let listed = self.store.ask(|store| async move { store.session_list(&filter, after, size + 1).await });
+        let sessions = listed.await?;
         let mut sessions = sessions.into_iter().map(session_to_proto).collect();
         let next_page_token = cut_page(&mut sessions, size, &scope, |session| session.id.clone());
         Ok(Response::new(ListSessionsResponse { sessions, next_page_token }))
@@ -47,8 +48,11 @@ impl SessionService for Services {
     ) -> Result<Response<UpdateSessionResponse>, Status> {
         let changes = parse_update_session(request.into_inner(), &self.limits)?;
         let (id, limit) = (changes.session, self.limits.max_attributes);
-        self.store.session_update(id, &changes.removed, &changes.set, limit).await?;
-        let session = session_to_proto(self.store.session_get(id).await?);
+        let update = |store: crate::store::Store| async move {
+            store.session_update(id, &changes.removed, &changes.set, limit).await
+        };
+        self.store.ask(update).await?;
+        let session = session_to_proto(self.store.ask(|store| async move { store.session_get(id).await }).await?);
         Ok(Response::new(UpdateSessionResponse { session: Some(session) }))
     }
 

@@ -18,13 +18,14 @@ impl UserService for Services {
     async fn upsert_user(&self, request: Request<UpsertUserRequest>) -> Result<Response<UpsertUserResponse>, Status> {
         let user = request.into_inner().user.ok_or_else(|| Error::invalid("user", "must be set"))?;
         let user = parse_user("user", user, &self.limits, Utc::now())?;
-        let user = self.store.user_upsert(user, self.limits.max_attributes).await?;
+        let limit = self.limits.max_attributes;
+        let user = self.store.ask(|store| async move { store.user_upsert(user, limit).await }).await?;
         Ok(Response::new(UpsertUserResponse { user: Some(user_to_proto(user)) }))
     }
 
     async fn get_user(&self, request: Request<GetUserRequest>) -> Result<Response<GetUserResponse>, Status> {
         let id = parse_user_id("user_id", request.into_inner().user_id)?;
-        let user = user_to_proto(self.store.user_get(&id).await?);
+        let user = user_to_proto(self.store.ask(|store| async move { store.user_get(&id).await }).await?);
         Ok(Response::new(GetUserResponse { user: Some(user) }))
     }
 
@@ -36,7 +37,10 @@ impl UserService for Services {
         let scope = Scope::new("users", &email);
         let after = PageToken::parse(&request.page_token, &scope, |id| parse_user_id("page_token", id).ok())?;
 
-        let users = self.store.user_list(email.as_deref(), after.as_deref(), size + 1).await?;
+        let listed = |store: crate::store::Store| async move {
+            store.user_list(email.as_deref(), after.as_deref(), size + 1).await
+        };
+        let users = self.store.ask(listed).await?;
         let mut users = users.into_iter().map(user_to_proto).collect();
         let next_page_token = cut_page(&mut users, size, &scope, |user| user.id.clone());
         Ok(Response::new(ListUsersResponse { users, next_page_token }))

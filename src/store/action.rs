@@ -1,7 +1,5 @@
 //! Queries about actions.
 
-use std::time::Duration;
-
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt as _;
 use sea_orm::{
@@ -9,17 +7,11 @@ use sea_orm::{
     QueryOrder as _, QuerySelect as _, Select, sea_query::Expr,
 };
 
-use tokio::time::timeout;
-
-use super::{STATEMENT_TIMEOUT, Store, entity::action};
+use super::{Store, entity::action};
 use crate::{
-    error::{Error, Result},
+    error::Result,
     model::{Action, Position, SessionId, StoredAction},
 };
-
-/// How long a page may take: a little longer than a statement may run, so that a database that is there says so itself. One
-/// that is not there any more, and has not said so, is given up.
-const READ_TIMEOUT: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(5));
 
 /// Actions of one track by their seqs: those above the one, up to and including the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +55,7 @@ impl Store {
     /// Reads actions in the order of playback: at most `max_rows`, and none after those that reach `max_bytes`. Uses the
     /// primary key: the cost does not depend on how far into the session the page lies.
     pub async fn action_page(&self, query: &ActionQuery<'_>, max_rows: u64, max_bytes: usize) -> Result<ActionRows> {
-        in_time(self.action_page_unlimited(query, max_rows, max_bytes)).await
+        self.in_time(self.action_page_unlimited(query, max_rows, max_bytes)).await
     }
 
     async fn action_page_unlimited(
@@ -106,20 +98,12 @@ impl Store {
 
     /// Counts actions, in the index alone where no types are asked for.
     pub async fn action_count(&self, query: &ActionQuery<'_>) -> Result<u64> {
-        in_time(async { Ok(select(query).count(&self.read).await?) }).await
+        self.in_time(async { Ok(select(query).count(&self.read).await?) }).await
     }
 }
 
 /// Timestamp, track, seq, type, target and data.
 type ActionColumns = (DateTime<Utc>, i16, i64, String, String, Option<String>);
-
-/// Gives up a database that does not answer.
-pub(super) async fn in_time<T>(reading: impl Future<Output = Result<T>>) -> Result<T> {
-    timeout(READ_TIMEOUT, reading).await.unwrap_or_else(|_| {
-        tracing::warn!(limit_s = READ_TIMEOUT.as_secs(), "the database did not answer");
-        Err(Error::DatabaseUnavailable)
-    })
-}
 
 fn select(query: &ActionQuery<'_>) -> Select<action::Entity> {
     let mut condition = Condition::all().add(action::Column::SessionId.eq(query.session.as_uuid()));

@@ -117,6 +117,12 @@ impl<'a> Append<'a> {
             if round.is_empty() {
                 return;
             }
+            if self.store.is_away() {
+                return self
+                    .indices()
+                    .into_iter()
+                    .for_each(|index| self.settle(index, Err(Error::DatabaseUnavailable)));
+            }
             let before = self.unsettled();
             match self.write(&round).await {
                 Ok(()) => {}

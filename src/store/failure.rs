@@ -151,7 +151,8 @@ impl Cause {
             "23505" => Self::UniqueViolation,
             "23503" => Self::ForeignKeyViolation,
             "57014" => Self::Timeout,
-            "25006" => Self::Unavailable,
+            // Read-only; the transaction was given up because nothing came for too long.
+            "25006" | "25P03" => Self::Unavailable,
             "3D000" | "42501" => Self::Denied,
             _ => match code.get(..2) {
                 Some("08" | "53" | "57" | "58") => Self::Unavailable,

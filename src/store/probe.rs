@@ -1,15 +1,23 @@
 //! Whether the database can do its work now, writing included. Asked every second, so it writes nothing as long as writes
 //! go through by themselves.
 
-use std::{io::Write as _, path::PathBuf, sync::atomic::Ordering};
+use std::{io::Write as _, path::PathBuf, sync::atomic::Ordering, time::Duration};
 
 use sea_orm::{ConnectionTrait as _, DbErr, FromQueryResult, Statement, TransactionTrait as _};
 
-use super::Store;
+use tokio::time::timeout;
+
+use super::{Store, connect::STATEMENT_TIMEOUT};
 use crate::error::{Error, Result};
 
 /// As much as a merged transaction may need: room for less than that is a full disk.
 const PROBE_BYTES: usize = 1 << 20;
+
+/// How long the database may take to say that it is there.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long a question may take: longer than the database lets a statement run.
+const ASK_TIMEOUT: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(5));
 
 #[derive(FromQueryResult)]
 struct ReadOnly {
@@ -30,30 +38,65 @@ impl Store {
 
     /// Whether the database answers, and takes what is written.
     pub async fn probe(&self) -> Result<()> {
-        if self.is_postgres() {
-            self.check_writable().await?;
-        } else {
-            self.ping().await?;
+        let asked = timeout(ANSWER_WITHIN, self.is_writable()).await;
+        let answer = asked.unwrap_or(Err(Error::DatabaseUnavailable));
+        self.answers.send_if_modified(|answers| std::mem::replace(answers, answer.is_ok()) != answer.is_ok());
+        if !answer? {
+            return Err(Error::DatabaseUnavailable);
         }
         if self.writes_in_doubt.load(Ordering::Acquire) {
-            if self.is_postgres() {
-                self.write_to_postgres().await?;
-            } else {
-                self.write_to_sqlite().await?;
-            }
+            let write = async {
+                if self.is_postgres() { self.write_to_postgres().await } else { self.write_to_sqlite().await }
+            };
+            timeout(ANSWER_WITHIN, write).await.unwrap_or(Err(Error::DatabaseUnavailable))?;
             self.writes_in_doubt.store(false, Ordering::Release);
         }
         Ok(())
     }
 
+    /// Whether the database has not answered when it was last asked whether it is there.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        !*self.answers.borrow()
+    }
+
+    /// Asks the database for something in a task of its own: breaking that off in the middle, for example because the client
+    /// has gone, would leave its connection in a state that the driver does not know.
+    pub async fn ask<T, F>(&self, question: impl FnOnce(Self) -> F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let answer = tokio::spawn(timeout(ASK_TIMEOUT, question(self.clone())));
+        let answer = async {
+            answer.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "a question to the database broke down");
+                Ok(Err(Error::Internal))
+            })
+        };
+        self.in_time(async { answer.await.unwrap_or(Err(Error::DatabaseUnavailable)) }).await
+    }
+
+    /// Waits no longer once the database turns out to be away, or for much longer than it lets any statement run.
+    pub(super) async fn in_time<T>(&self, asking: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut answers = self.answers.subscribe();
+        tokio::select! {
+            biased;
+            answer = timeout(ASK_TIMEOUT, asking) => answer.unwrap_or(Err(Error::DatabaseUnavailable)),
+            // The sender lives as long as this.
+            _ = answers.wait_for(|answers| !answers) => Err(Error::DatabaseUnavailable),
+        }
+    }
+
     /// A standby, or a server whose operator has made it read-only, answers and is of no use.
-    async fn check_writable(&self) -> Result<()> {
+    async fn is_writable(&self) -> Result<bool> {
+        if !self.is_postgres() {
+            return Ok(self.probe.ping().await.map(|()| true)?);
+        }
         let sql = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean AS read_only";
         let statement = Statement::from_string(self.backend, sql);
-        match ReadOnly::find_by_statement(statement).one(&self.probe).await? {
-            Some(ReadOnly { read_only: false }) => Ok(()),
-            _ => Err(Error::DatabaseUnavailable),
-        }
+        let read_only = ReadOnly::find_by_statement(statement).one(&self.probe).await?;
+        Ok(read_only.is_some_and(|row| !row.read_only))
     }
 
     /// A transaction that needs room where the tables are, and leaves nothing behind. Not in a table that exists: that may

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sea_orm::{ColumnTrait as _, ConnectionTrait, DbErr, EntityTrait as _, QueryFilter as _, QueryOrder as _};
 use uuid::Uuid;
 
-use super::{Store, action::in_time, entity::track};
+use super::{Store, entity::track};
 use crate::{
     error::{Error, Result},
     model::{SessionId, Track},
@@ -14,7 +14,7 @@ use crate::{
 impl Store {
     /// The tracks of a session by number, and whether it has ended.
     pub async fn track_list(&self, session: SessionId) -> Result<(Vec<Track>, bool)> {
-        in_time(self.track_list_unlimited(session)).await
+        self.in_time(self.track_list_unlimited(session)).await
     }
 
     async fn track_list_unlimited(&self, session: SessionId) -> Result<(Vec<Track>, bool)> {

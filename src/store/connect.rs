@@ -1,0 +1,115 @@
+//! Connections: how many, with which settings, and when one is given up.
+
+use std::{str::FromStr as _, time::Duration};
+
+use sea_orm::{
+    ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr, SqlxPostgresConnector,
+    sqlx::{
+        self, ConnectOptions as _, Connection as _, PgConnection,
+        postgres::{PgConnectOptions, PgPoolOptions},
+        sqlite::{SqliteAutoVacuum, SqliteJournalMode, SqliteSynchronous},
+    },
+};
+use tokio::time::timeout;
+
+use crate::config::DatabaseUrl;
+
+/// How long a request waits for a connection before it is told that the database is unavailable.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The same for SQLite's one writer, whose queue everybody is in. Nothing but the disk makes it wait.
+const SQLITE_WRITER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a statement of a request may run.
+pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a statement waits for others: less than requests wait for a connection, so that those who wait for one session
+/// are not taken for a database that is away.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long SQLite waits for another process's write lock.
+const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection that is given back may take to show that it still works. One whose statement was broken off first
+/// has to come to its end.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection that was not used for this long is tried before it is used.
+const TRY_WHEN_IDLE_FOR: Duration = Duration::from_secs(10);
+
+/// Connections to PostgreSQL, made when they are needed.
+pub(super) fn postgres(url: &DatabaseUrl, connections: u32) -> Result<DatabaseConnection, DbErr> {
+    let options =
+        PgConnectOptions::from_str(url.expose()).map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())))?;
+    let millis = |duration: Duration| duration.as_millis().to_string();
+    let options = options
+        .application_name("reel")
+        .options([
+            // A generic plan locks every partition and every index of it, even where it reads one.
+            ("plan_cache_mode", "force_custom_plan"),
+            ("statement_timeout", &millis(STATEMENT_TIMEOUT)),
+            ("lock_timeout", &millis(LOCK_TIMEOUT)),
+            ("idle_in_transaction_session_timeout", "10000"),
+        ])
+        // Statements quote nothing, but they are many.
+        .disable_statement_logging();
+    let pool = PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .max_lifetime(Duration::from_mins(10))
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move {
+                if meta.idle_for >= TRY_WHEN_IDLE_FOR {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
+        .after_release(|connection, _| Box::pin(still_works(connection)))
+        .connect_lazy_with(options);
+    Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
+}
+
+/// The pool would wait for ever, and be a connection short for as long, where the network has swallowed one.
+async fn still_works(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    match timeout(RELEASE_TIMEOUT, connection.ping()).await {
+        Ok(outcome) => outcome.map(|()| true),
+        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+    }
+}
+
+/// Connections to SQLite.
+pub(super) async fn sqlite(url: &DatabaseUrl, connections: u32, read_only: bool) -> Result<DatabaseConnection, DbErr> {
+    let mut options = ConnectOptions::new(url.expose());
+    options
+        .max_connections(connections)
+        .acquire_timeout(if read_only { ACQUIRE_TIMEOUT } else { SQLITE_WRITER_TIMEOUT })
+        .connect_lazy(true)
+        .sqlx_logging(false)
+        .test_before_acquire_if_idle_for(TRY_WHEN_IDLE_FOR)
+        .max_lifetime(None)
+        .idle_timeout(None)
+        // When a full disk makes SQLite end a transaction by itself, the driver goes on counting it. What it then takes for
+        // nested transactions would be acknowledged, and never committed.
+        .map_sqlx_sqlite_before_acquire(|connection, _| {
+            let has_lost_count = connection.is_in_transaction();
+            Box::pin(std::future::ready(Ok(!has_lost_count)))
+        })
+        .map_sqlx_sqlite_opts(move |options| {
+            let options = options
+                .create_if_missing(true)
+                .foreign_keys(true)
+                .busy_timeout(SQLITE_BUSY_TIMEOUT)
+                // Rows are read ahead of who takes them; they may have a MiB each.
+                .row_buffer_size(8)
+                .synchronous(SqliteSynchronous::Full);
+            if read_only {
+                options.pragma("query_only", "ON")
+            } else {
+                // Both are written into the file; auto_vacuum must be chosen before the first table is made.
+                options.auto_vacuum(SqliteAutoVacuum::Incremental).journal_mode(SqliteJournalMode::Wal)
+            }
+        });
+    Database::connect(options).await
+}
