@@ -1,0 +1,187 @@
+//! A faulty network between client and server, and between server and database: connections that break at any byte, in good
+//! order or not, that stall, drip, and go silent. What is acknowledged is kept, nothing is stored twice, and when the network
+//! heals everything goes on by itself.
+//!
+//! A failure prints its seed. `REEL_TEST_SEED` runs that seed alone; `REEL_TEST_PLANS` says how many are tried.
+
+mod fault;
+mod proxy;
+mod reader;
+
+use std::{net::SocketAddr, time::Duration};
+
+use tonic_health::pb::health_check_response::ServingStatus;
+
+use self::{
+    fault::{Direction, Hazards, Kind},
+    proxy::Proxy,
+};
+use crate::{
+    harness::{Backend, Reel, TestDatabase, eventually, say_seed, seeds},
+    on_both_databases,
+    senders::{Script, Senders, Trouble},
+};
+
+/// How many plans are tried in each test, unless `REEL_TEST_PLANS` says otherwise.
+const PLANS: u64 = 2;
+
+/// How many connections break in each plan before the network heals.
+const FAULTS: usize = 25;
+
+/// How long anything may take to go on by itself once its cause has ended.
+const RECOVERS_WITHIN: Duration = Duration::from_secs(10);
+
+on_both_databases!(
+    senders_behind_a_faulty_network_lose_nothing_and_store_nothing_twice,
+    a_playback_that_is_resumed_after_every_break_shows_everything_once_and_in_order,
+);
+
+/// Between clients and the server, a black hole costs no more than the client's patience.
+fn between_client_and_server(seed: u64) -> Hazards {
+    Hazards { seed, black_holes: 0.1 }
+}
+
+/// Between the server and its database, whoever is served waits with it.
+fn between_server_and_database(seed: u64) -> Hazards {
+    Hazards { seed, black_holes: 0.05 }
+}
+
+/// Where a PostgreSQL server is, by the URL of a database.
+fn server_of(url: &str) -> SocketAddr {
+    let place = url.rsplit_once('@').unwrap().1;
+    place.split_once('/').unwrap().0.parse().expect("the address of a server on this machine")
+}
+
+/// The URL of the same database through a proxy.
+fn through(proxy: &Proxy, url: &str) -> String {
+    url.replace(&server_of(url).to_string(), &proxy.address.to_string())
+}
+
+/// Waits until so many connections have broken.
+async fn faults(proxy: &Proxy) {
+    eventually("the network is faulty", async || proxy.faults() >= FAULTS).await;
+}
+
+/// Waits until the service says that it serves and senders get on. Not longer than it may take.
+async fn recovers(reel: &Reel, senders: &Senders) {
+    let recovers = async {
+        reel.wait_until_serving().await;
+        senders.get_on().await;
+    };
+    tokio::time::timeout(RECOVERS_WITHIN, recovers).await.expect("everything goes on by itself");
+}
+
+async fn senders_behind_a_faulty_network_lose_nothing_and_store_nothing_twice(backend: Backend) {
+    for seed in seeds(PLANS) {
+        say_seed(seed);
+        let (reel, database) = Reel::start(backend).await;
+        let proxy = Proxy::start(reel.address, between_client_and_server(seed)).await;
+        let senders = Senders::start(proxy.address, Trouble::NetworkMayFail, Script::new(seed));
+        faults(&proxy).await;
+        proxy.heal();
+        recovers(&reel, &senders).await;
+        let sent = senders.stop().await;
+        sent.check(reel.address, Trouble::None, &database, &TestDatabase::new(backend).await).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_behind_a_faulty_network_to_its_database_loses_nothing_and_recovers() {
+    for seed in seeds(PLANS) {
+        say_seed(seed);
+        let database = TestDatabase::new(Backend::Postgres).await;
+        let proxy = Proxy::start(server_of(&database.url), between_server_and_database(seed)).await;
+        let reel = Reel::start_unready(&through(&proxy, &database.url), &[]).await;
+        reel.wait_until_serving().await;
+        let senders = Senders::start(reel.address, Trouble::DatabaseNetworkMayFail, Script::new(seed));
+        faults(&proxy).await;
+        proxy.heal();
+        recovers(&reel, &senders).await;
+        let sent = senders.stop().await;
+        let undisturbed = TestDatabase::new(Backend::Postgres).await;
+        sent.check(reel.address, Trouble::DatabaseNetworkMayFail, &database, &undisturbed).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_falls_silent_is_noticed_and_connections_that_stay_silent_are_given_up() {
+    let seed = seeds(1)[0];
+    say_seed(seed);
+    let database = TestDatabase::new(Backend::Postgres).await;
+    let proxy = Proxy::start_healthy(server_of(&database.url)).await;
+    let reel = Reel::start_unready(&through(&proxy, &database.url), &[]).await;
+    reel.wait_until_serving().await;
+    let senders = Senders::start(reel.address, Trouble::DatabaseNetworkMayFail, Script::new(seed));
+    senders.all_get_on().await;
+    proxy.fall_silent();
+    let noticed = async {
+        while reel.health().await != ServingStatus::NotServing {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), noticed).await.expect("health says so");
+    proxy.heal();
+    // Longer than elsewhere: the cause has not ended for the connections that there were.
+    let recovers = async {
+        reel.wait_until_serving().await;
+        senders.all_get_on().await;
+    };
+    tokio::time::timeout(3 * RECOVERS_WITHIN, recovers).await.expect("everybody goes on by itself");
+    let sent = senders.stop().await;
+    let undisturbed = TestDatabase::new(Backend::Postgres).await;
+    sent.check(reel.address, Trouble::DatabaseNetworkMayFail, &database, &undisturbed).await;
+}
+
+async fn a_playback_that_is_resumed_after_every_break_shows_everything_once_and_in_order(backend: Backend) {
+    for seed in seeds(PLANS) {
+        say_seed(seed);
+        let (reel, _database) = Reel::start(backend).await;
+        let (session, recorded) = reader::record(&reel, seed).await;
+        let proxy = Proxy::start(reel.address, between_client_and_server(seed)).await;
+        while proxy.faults() < FAULTS {
+            let seen = reader::play_with_breaks(proxy.address, &session, Trouble::NetworkMayFail).await;
+            reader::check_same(&seen, &recorded);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_playback_is_resumed_after_every_break_between_server_and_database() {
+    for seed in seeds(PLANS) {
+        say_seed(seed);
+        let (direct, database) = Reel::start(Backend::Postgres).await;
+        let (session, recorded) = reader::record(&direct, seed).await;
+        let proxy = Proxy::start(server_of(&database.url), between_server_and_database(seed)).await;
+        let reel = Reel::start_unready(&through(&proxy, &database.url), &[]).await;
+        reel.wait_until_serving().await;
+        while proxy.faults() < FAULTS {
+            let seen = reader::play_with_breaks(reel.address, &session, Trouble::DatabaseNetworkMayFail).await;
+            reader::check_same(&seen, &recorded);
+        }
+    }
+}
+
+#[test]
+fn a_plan_is_the_same_at_every_run_has_every_fault_and_breaks_every_connection() {
+    let hazards = between_client_and_server(7);
+    let faults: Vec<_> = (0..1_000).flat_map(|number| hazards.of_connection(number)).collect();
+    let again: Vec<_> = (0..1_000).flat_map(|number| hazards.of_connection(number)).collect();
+    assert_eq!(faults, again);
+    let kinds: [fn(Kind) -> bool; 5] = [
+        |kind| kind == Kind::Cut,
+        |kind| kind == Kind::Reset,
+        |kind| matches!(kind, Kind::BlackHole(_)),
+        |kind| matches!(kind, Kind::Stall(_)),
+        |kind| matches!(kind, Kind::Drip { .. }),
+    ];
+    for direction in [Direction::Up, Direction::Down] {
+        for is_kind in kinds {
+            assert!(faults.iter().any(|fault| fault.direction == direction && is_kind(fault.kind)));
+        }
+        for number in 0..1_000 {
+            let own = hazards.of_connection(number);
+            assert!(own.iter().any(|fault| fault.direction == direction && fault.kind.is_fatal()));
+            assert!(own.is_sorted_by_key(|fault| fault.after));
+        }
+    }
+}
