@@ -4,10 +4,6 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt as _, SeedableRng as _, rngs::StdRng};
 
-/// The bytes after which every connection has gone wrong, in either direction. Few enough for all connections to do so
-/// again and again, enough for a page of a playback.
-const LONGEST: u64 = 1_500_000;
-
 /// Which way the bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -53,39 +49,41 @@ pub struct Hazards {
     pub seed: u64,
     /// The share of connections that end in a black hole.
     pub black_holes: f64,
+    /// The bytes after which every connection has gone wrong, in either direction.
+    pub longest: u64,
 }
 
 impl Hazards {
-    /// The faults of the how-manieth connection: some that pass, and at the latest after [`LONGEST`] bytes one that does
+    /// The faults of the how-manieth connection: some that pass, and at the latest after [`Self::longest`] bytes one that does
     /// not. In the order of their bytes.
     pub fn of_connection(self, number: u64) -> Vec<Fault> {
         let mut rng = StdRng::seed_from_u64(self.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut faults = Vec::new();
         while rng.random_bool(0.3) {
-            faults.push(Fault { direction: direction(&mut rng), after: place(&mut rng), kind: passing(&mut rng) });
+            faults.push(Fault { direction: direction(&mut rng), after: self.place(&mut rng), kind: passing(&mut rng) });
         }
         let kind = if rng.random_bool(self.black_holes) {
             Kind::BlackHole(Duration::from_millis(rng.random_range(200..3_000)))
         } else {
             [Kind::Cut, Kind::Reset][rng.random_range(0..2)]
         };
-        faults.push(Fault { direction: direction(&mut rng), after: place(&mut rng), kind });
+        faults.push(Fault { direction: direction(&mut rng), after: self.place(&mut rng), kind });
         for direction in [Direction::Up, Direction::Down] {
-            faults.push(Fault { direction, after: LONGEST, kind: Kind::Reset });
+            faults.push(Fault { direction, after: self.longest, kind: Kind::Reset });
         }
         faults.sort_by_key(|fault| fault.after);
         faults
+    }
+
+    /// Within the first words, where any order of magnitude is as likely as any other, or anywhere.
+    fn place(self, rng: &mut impl Rng) -> u64 {
+        let below = if rng.random_bool(0.5) { 1 << rng.random_range(0..=self.longest.ilog2()) } else { self.longest };
+        rng.random_range(0..below)
     }
 }
 
 fn direction(rng: &mut impl Rng) -> Direction {
     [Direction::Up, Direction::Down][rng.random_range(0..2)]
-}
-
-/// Any order of magnitude is as likely as any other: within the first words, between messages, inside a large one.
-fn place(rng: &mut impl Rng) -> u64 {
-    let magnitude = rng.random_range(0..=20);
-    rng.random_range((1 << magnitude) - 1..1 << (magnitude + 1)).min(LONGEST)
 }
 
 fn passing(rng: &mut impl Rng) -> Kind {

@@ -64,7 +64,7 @@ impl Proxy {
 
     /// Starts one that does nothing until it is told to.
     pub async fn start_healthy(upstream: SocketAddr) -> Self {
-        Self::start_in(Mode::Healthy, upstream, Hazards { seed: 0, black_holes: 0.0 }).await
+        Self::start_in(Mode::Healthy, upstream, Hazards { seed: 0, black_holes: 0.0, longest: 1 }).await
     }
 
     async fn start_in(mode: Mode, upstream: SocketAddr, hazards: Hazards) -> Self {

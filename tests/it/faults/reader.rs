@@ -39,10 +39,12 @@ pub async fn record(reel: &Reel, seed: u64) -> (String, Vec<Action>) {
     (session, played)
 }
 
-/// Plays a session to its end, however often that breaks off. `trouble` says why it may.
-pub async fn play_with_breaks(server: SocketAddr, session: &str, trouble: Trouble) -> Vec<Action> {
-    let mut seen = Vec::new();
+/// Plays a session to its end, however often that breaks off, and checks that it shows the same. `trouble` says why it may
+/// break off. Gives how often it went on from somewhere in the middle.
+pub async fn play_with_breaks(server: SocketAddr, session: &str, trouble: Trouble, recorded: &[Action]) -> usize {
+    let mut seen: Vec<Action> = Vec::new();
     let mut begin = None;
+    let mut resumed = 0;
     loop {
         let request = PlaySessionRequest { begin: begin.clone(), ..play(session) };
         let mut played = Played::default();
@@ -52,11 +54,16 @@ pub async fn play_with_breaks(server: SocketAddr, session: &str, trouble: Troubl
             begin = Some(Begin::Cursor(cursor));
         }
         match result {
-            Ok(()) => return seen,
+            Ok(()) => break,
             Err(status) => trouble.check(&status),
         }
+        resumed += usize::from(begin.is_some());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    // Not all of it is worth printing.
+    let differing = seen.iter().zip(recorded).position(|(one, other)| one != other);
+    assert_eq!((differing, seen.len()), (None, recorded.len()));
+    resumed
 }
 
 /// Plays until nothing has come for as long as the trouble lets one wait.
@@ -69,10 +76,4 @@ async fn attempt(
     let endpoint = Endpoint::from_shared(format!("http://{server}")).unwrap().connect_timeout(trouble.patience());
     let channel = endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
     play_into(channel, request, trouble.patience(), played).await
-}
-
-/// Checks that a playback showed the same, without printing all of it.
-pub fn check_same(seen: &[Action], recorded: &[Action]) {
-    let differing = seen.iter().zip(recorded).position(|(one, other)| one != other);
-    assert_eq!((differing, seen.len()), (None, recorded.len()));
 }
