@@ -21,7 +21,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::fault::{Direction, Fault, Hazards, Kind};
+use super::fault::{AtCommit, Direction, Hazards, Kind, Plan};
 
 /// How long to go on reading after a FIN: a socket that is closed with unread bytes in it sends an RST.
 const LINGER_FOR: Duration = Duration::from_millis(500);
@@ -56,18 +56,29 @@ enum Ending {
     Swallow(Option<Duration>),
 }
 
+impl Ending {
+    /// What a fatal fault leads to.
+    fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::Cut => Self::Cut,
+            Kind::BlackHole(lasting) => Self::Swallow(Some(lasting)),
+            Kind::Reset | Kind::Stall(_) | Kind::Drip { .. } => Self::Reset,
+        }
+    }
+}
+
 impl Proxy {
     /// Starts a proxy before a server.
     pub async fn start(upstream: SocketAddr, hazards: Hazards) -> Self {
-        Self::start_in(Mode::Faulty, upstream, hazards).await
+        Self::start_in(Mode::Faulty, upstream, Some(hazards)).await
     }
 
     /// Starts one that does nothing until it is told to.
     pub async fn start_healthy(upstream: SocketAddr) -> Self {
-        Self::start_in(Mode::Healthy, upstream, Hazards { seed: 0, black_holes: 0.0, longest: 1 }).await
+        Self::start_in(Mode::Healthy, upstream, None).await
     }
 
-    async fn start_in(mode: Mode, upstream: SocketAddr, hazards: Hazards) -> Self {
+    async fn start_in(mode: Mode, upstream: SocketAddr, hazards: Option<Hazards>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (mode, watched) = watch::channel(mode);
@@ -78,9 +89,9 @@ impl Proxy {
             let mut connections = JoinSet::new();
             for number in 0.. {
                 let Ok((client, _)) = listener.accept().await else { return };
-                let planned = hazards.of_connection(number);
+                let plan = hazards.map(|hazards| hazards.of_connection(number)).unwrap_or_default();
                 let (mode, faults) = (watched.clone(), Arc::clone(&counted));
-                connections.spawn(async move { Connection { mode, faults }.relay(client, upstream, &planned).await });
+                connections.spawn(async move { Connection { mode, faults }.relay(client, upstream, &plan).await });
             }
         });
         Self { address, mode, faults, _connections: connections }
@@ -110,14 +121,14 @@ struct Connection {
 }
 
 impl Connection {
-    async fn relay(self, mut client: TcpStream, upstream: SocketAddr, planned: &[Fault]) {
+    async fn relay(self, mut client: TcpStream, upstream: SocketAddr, plan: &Plan) {
         let Ok(mut server) = TcpStream::connect(upstream).await else {
             let _ = client.set_zero_linger();
             return;
         };
         // Bytes go on as they come.
         let (_, _) = (client.set_nodelay(true), server.set_nodelay(true));
-        let ending = self.carry_both(&mut client, &mut server, planned).await;
+        let ending = self.carry_both(&mut client, &mut server, plan).await;
         if !matches!(ending, Ending::Over) {
             self.faults.fetch_add(1, Ordering::Relaxed);
         }
@@ -149,10 +160,10 @@ impl Connection {
     }
 
     /// Carries bytes in both directions until something ends that.
-    async fn carry_both(&self, client: &mut TcpStream, server: &mut TcpStream, planned: &[Fault]) -> Ending {
-        let ((mut from_client, mut to_client), (mut from_server, mut to_server)) = (client.split(), server.split());
-        let up = self.carry(&mut from_client, &mut to_server, Direction::Up, planned);
-        let down = self.carry(&mut from_server, &mut to_client, Direction::Down, planned);
+    async fn carry_both(&self, client: &mut TcpStream, server: &mut TcpStream, plan: &Plan) -> Ending {
+        let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
+        let up = self.carry(from_client, to_server, Direction::Up, plan);
+        let down = self.carry(from_server, to_client, Direction::Down, plan);
         tokio::pin!(up, down);
         tokio::select! {
             () = self.is(Mode::Silent) => Ending::Swallow(None),
@@ -162,17 +173,12 @@ impl Connection {
     }
 
     /// Carries bytes in one direction, up to a fault that is fatal or to the end.
-    async fn carry(
-        &self,
-        from: &mut ReadHalf<'_>,
-        to: &mut WriteHalf<'_>,
-        direction: Direction,
-        planned: &[Fault],
-    ) -> Ending {
+    async fn carry(&self, from: ReadHalf<'_>, to: WriteHalf<'_>, direction: Direction, plan: &Plan) -> Ending {
+        let at_commit = plan.at_commit.filter(|_| direction == Direction::Up);
+        let mut pipe = Pipe { from, to, mode: &self.mode, at_commit };
         let mut carried = 0;
-        for fault in planned.iter().filter(|fault| fault.direction == direction) {
-            if let Some(ending) = copy(from, to, fault.after.saturating_sub(carried), usize::MAX, Duration::ZERO).await
-            {
+        for fault in plan.faults.iter().filter(|fault| fault.direction == direction) {
+            if let Err(ending) = pipe.carry(fault.after.saturating_sub(carried), usize::MAX, Duration::ZERO).await {
                 return ending;
             }
             carried = fault.after.max(carried);
@@ -180,9 +186,6 @@ impl Connection {
                 continue;
             }
             match fault.kind {
-                Kind::Cut => return Ending::Cut,
-                Kind::Reset => return Ending::Reset,
-                Kind::BlackHole(lasting) => return Ending::Swallow(Some(lasting)),
                 Kind::Stall(lasting) => {
                     tokio::select! {
                         () = sleep(lasting) => {}
@@ -190,14 +193,15 @@ impl Connection {
                     }
                 }
                 Kind::Drip { bytes, at_once } => {
-                    if let Some(ending) = copy(from, to, bytes, at_once, Duration::from_millis(1)).await {
+                    if let Err(ending) = pipe.carry(bytes, at_once, Duration::from_millis(1)).await {
                         return ending;
                     }
                     carried += bytes;
                 }
+                fatal => return Ending::of(fatal),
             }
         }
-        copy(from, to, u64::MAX, usize::MAX, Duration::ZERO).await.unwrap_or(Ending::Over)
+        pipe.carry(u64::MAX, usize::MAX, Duration::ZERO).await.err().unwrap_or(Ending::Over)
     }
 
     /// Waits until the proxy is in this mode.
@@ -210,37 +214,52 @@ impl Connection {
     }
 }
 
-/// Copies so many bytes. Gives how the connection ended, if it did before.
-async fn copy(
-    from: &mut ReadHalf<'_>,
-    to: &mut WriteHalf<'_>,
-    mut bytes: u64,
-    at_once: usize,
-    pause: Duration,
-) -> Option<Ending> {
-    let mut buffer = vec![0; at_once.min(16 << 10)];
-    while bytes > 0 {
-        let wanted = buffer.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
-        let copied: io::Result<usize> = async {
-            let count = from.read(&mut buffer[..wanted]).await?;
-            to.write_all(&buffer[..count]).await?;
-            Ok(count)
-        }
-        .await;
-        match copied {
-            Ok(0) => {
-                let _ = to.shutdown().await;
-                return Some(Ending::Over);
-            }
-            Ok(count) => bytes -= count as u64,
+/// One direction of a connection.
+struct Pipe<'a> {
+    from: ReadHalf<'a>,
+    to: WriteHalf<'a>,
+    mode: &'a watch::Receiver<Mode>,
+    at_commit: Option<AtCommit>,
+}
+
+impl Pipe<'_> {
+    /// Carries so many bytes, or says how the connection ended before.
+    async fn carry(&mut self, mut bytes: u64, at_once: usize, pause: Duration) -> Result<(), Ending> {
+        let mut buffer = vec![0; at_once.min(16 << 10)];
+        while bytes > 0 {
+            let wanted = buffer.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
             // One side is gone; the other is told.
-            Err(_) => return Some(Ending::Reset),
+            let gone = |_: io::Error| Ending::Reset;
+            let count = self.from.read(&mut buffer[..wanted]).await.map_err(gone)?;
+            if count == 0 {
+                let _ = self.to.shutdown().await;
+                return Err(Ending::Over);
+            }
+            let fault = self.fault_at(&buffer[..count]);
+            if fault.is_none_or(|fault| fault.is_delivered) {
+                self.to.write_all(&buffer[..count]).await.map_err(gone)?;
+            }
+            if let Some(fault) = fault {
+                return Err(Ending::of(fault.kind));
+            }
+            bytes -= count as u64;
+            if !pause.is_zero() {
+                sleep(pause).await;
+            }
         }
-        if !pause.is_zero() {
-            sleep(pause).await;
-        }
+        Ok(())
     }
-    None
+
+    /// What happens at the COMMIT that may be in these bytes: it is a message of its own.
+    fn fault_at(&mut self, bytes: &[u8]) -> Option<AtCommit> {
+        let fault = self.at_commit.as_mut()?;
+        if !bytes.windows(7).any(|window| window == b"COMMIT\0") || *self.mode.borrow() == Mode::Healthy {
+            return None;
+        }
+        let left = fault.well.checked_sub(1);
+        fault.well = left.unwrap_or(0);
+        if left.is_none() { self.at_commit.take() } else { None }
+    }
 }
 
 /// Ends a connection in good order.
