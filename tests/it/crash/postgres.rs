@@ -14,7 +14,7 @@ use sea_orm::{ConnectionTrait as _, Statement};
 use tempfile::TempDir;
 
 use super::process::{free_port, signal, try_signal};
-use crate::harness::{TestDatabase, administer, eventually};
+use crate::harness::{TestDatabase, administer, eventually, try_connect};
 
 /// The server. Stopped and removed when it is dropped.
 pub struct Postgres {
@@ -108,7 +108,7 @@ impl Postgres {
         let server = self.url("postgres");
         eventually("a backend is killed", async || {
             // Refused while it recovers.
-            let Ok(connection) = sea_orm::Database::connect(&server).await else { return false };
+            let Some(connection) = try_connect(&server).await else { return false };
             let statement = Statement::from_string(connection.get_database_backend(), &pids);
             let Ok(Some(row)) = connection.query_one_raw(statement).await else { return false };
             try_signal("KILL", &row.try_get_by_index::<i32>(0).unwrap().to_string())
@@ -139,9 +139,9 @@ impl Postgres {
             if self.child.try_wait().unwrap().is_some() {
                 self.child = spawn(&self.folder, self.port);
             }
-            match sea_orm::Database::connect(&url).await {
-                Ok(connection) => connection.ping().await.is_ok(),
-                Err(_) => false,
+            match try_connect(&url).await {
+                Some(connection) => connection.ping().await.is_ok(),
+                None => false,
             }
         })
         .await;
