@@ -1,7 +1,9 @@
 //! Runs a whole service in the test's process, on a database of its own, and talks to it as clients do.
 
+mod contents;
 mod database;
 mod messages;
+mod seeds;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -26,7 +28,7 @@ use tonic::{
 };
 use tonic_types::StatusExt as _;
 
-pub use self::{database::*, messages::*};
+pub use self::{contents::*, database::*, messages::*, seeds::*};
 
 /// Makes two tests of each function: one on SQLite, one on PostgreSQL.
 #[macro_export]
@@ -185,27 +187,7 @@ impl Reel {
 
     /// Plays a session to its end.
     pub async fn play(&self, request: proto::PlaySessionRequest) -> Result<Played, Status> {
-        let mut stream = self.playback().play_session(request).await?.into_inner();
-        let mut played = Played::default();
-        while let Some(response) = stream.message().await? {
-            match response.event.unwrap() {
-                Event::Start(start) => {
-                    assert!(played.session.is_none() && played.actions.is_empty(), "the start comes first and once");
-                    played.session = start.session;
-                }
-                Event::Actions(page) => {
-                    assert!(!page.actions.is_empty(), "no page is empty");
-                    played.actions.extend(page.actions);
-                    played.pages.push((played.actions.len(), page.cursor));
-                }
-                Event::End(end) => {
-                    assert_eq!(usize::try_from(end.action_count).unwrap(), played.actions.len());
-                    played.end_cursor = Some(end.cursor);
-                }
-            }
-        }
-        assert!(played.session.is_some() && played.end_cursor.is_some(), "a playback has a start and an end");
-        Ok(played)
+        play_through(self.channel.clone(), request).await
     }
 
     /// Plays all of a session at once.
@@ -228,6 +210,50 @@ impl Played {
     pub fn targets(&self) -> Vec<&str> {
         self.actions.iter().map(|action| action.target.as_str()).collect()
     }
+}
+
+/// Plays a session to its end.
+pub async fn play_through(channel: Channel, request: proto::PlaySessionRequest) -> Result<Played, Status> {
+    let mut played = Played::default();
+    play_into(channel, request, Duration::from_mins(1), &mut played).await?;
+    Ok(played)
+}
+
+/// Plays a session to its end. What came before a failure stays in `played`; that nothing comes for longer than `patience` is
+/// one.
+pub async fn play_into(
+    channel: Channel,
+    request: proto::PlaySessionRequest,
+    patience: Duration,
+    played: &mut Played,
+) -> Result<(), Status> {
+    let mut client = PlaybackServiceClient::new(channel).max_decoding_message_size(16 << 20);
+    let mut stream = in_time(patience, client.play_session(request)).await?.into_inner();
+    while let Some(response) = in_time(patience, stream.message()).await? {
+        match response.event.unwrap() {
+            Event::Start(start) => {
+                assert!(played.session.is_none() && played.actions.is_empty(), "the start comes first and once");
+                played.session = start.session;
+            }
+            Event::Actions(page) => {
+                assert!(!page.actions.is_empty(), "no page is empty");
+                played.actions.extend(page.actions);
+                played.pages.push((played.actions.len(), page.cursor));
+            }
+            Event::End(end) => {
+                assert_eq!(usize::try_from(end.action_count).unwrap(), played.actions.len());
+                played.end_cursor = Some(end.cursor);
+            }
+        }
+    }
+    assert!(played.session.is_some() && played.end_cursor.is_some(), "a playback has a start and an end");
+    Ok(())
+}
+
+/// What does not come in time is taken for lost.
+pub async fn in_time<T>(patience: Duration, answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let lost = |_| Err(Status::unavailable("no answer came in time"));
+    tokio::time::timeout(patience, answer).await.unwrap_or_else(lost)
 }
 
 pub async fn connect(address: SocketAddr) -> Channel {

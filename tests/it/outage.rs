@@ -10,13 +10,9 @@ use std::time::{Duration, Instant};
 use tonic::Code;
 use tonic_health::ServingStatus;
 
-use self::sender::Senders;
+use self::sender::{Senders, ask_for_cursor, check_content, session};
 use crate::{
-    crash::{
-        postgres::Postgres,
-        process::Process,
-        sender::{ask_for_cursor, check_content, session},
-    },
+    crash::{postgres::Postgres, process::Process},
     harness::{Reel, TestDatabase, eventually, reason},
 };
 

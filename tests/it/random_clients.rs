@@ -5,16 +5,17 @@
 //! tried.
 
 mod client;
-mod content;
+pub mod content;
 mod model;
 mod plan;
 mod run;
 mod verify;
 
-use std::{env, str::FromStr};
-
 use self::{plan::Plan, run::Run};
-use crate::{harness::Backend, on_both_databases};
+use crate::{
+    harness::{Backend, seeds},
+    on_both_databases,
+};
 
 /// How many plans are tried on each database, unless `REEL_TEST_PLANS` says otherwise.
 const PLANS: u64 = 6;
@@ -22,11 +23,7 @@ const PLANS: u64 = 6;
 on_both_databases!(random_clients_lose_nothing_store_nothing_twice_and_see_everything_in_order);
 
 async fn random_clients_lose_nothing_store_nothing_twice_and_see_everything_in_order(backend: Backend) {
-    let seeds: Vec<u64> = match setting("REEL_TEST_SEED") {
-        Some(seed) => vec![seed],
-        None => (0..setting("REEL_TEST_PLANS").unwrap_or(PLANS)).map(|_| rand::random()).collect(),
-    };
-    for seed in seeds {
+    for seed in seeds(PLANS) {
         let plan = Plan::new(seed);
         let run = tokio::spawn(Run::carry_out(plan.clone(), backend));
         match run.await {
@@ -37,9 +34,4 @@ async fn random_clients_lose_nothing_store_nothing_twice_and_see_everything_in_o
             }
         }
     }
-}
-
-fn setting<T: FromStr>(name: &str) -> Option<T> {
-    let text = env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }

@@ -7,18 +7,20 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use super::{
-    KILLS, check_same_as_undisturbed,
     postgres::Postgres,
     process::{Process, reel},
 };
 use crate::{
-    harness::{Backend, NOON_MS, Reel, TestDatabase, eventually},
+    harness::{Backend, NOON_MS, Reel, TestDatabase, check_same_as_undisturbed, eventually},
     on_both_databases,
 };
 
 /// How many actions the recording has, in how many sessions.
 const ACTIONS: i64 = 20_000;
 const SESSIONS: usize = 20;
+
+/// How often a process is killed in one test.
+const KILLS: i64 = 5;
 
 on_both_databases!(
     an_import_that_is_killed_again_and_again_ends_as_if_it_had_not_been,

@@ -12,10 +12,11 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use sea_orm::{ConnectionTrait as _, Statement};
 use tempfile::TempDir;
 
-use super::process::{free_port, signal};
-use crate::harness::{TestDatabase, administer, eventually};
+use super::process::{free_port, signal, try_signal};
+use crate::harness::{TestDatabase, administer, eventually, try_connect};
 
 /// The server. Stopped and removed when it is dropped.
 pub struct Postgres {
@@ -107,13 +108,20 @@ impl Postgres {
         .await;
     }
 
-    /// SIGKILL to one of the server processes that work for Reel, while it works if there is one that does: PostgreSQL then
-    /// throws out everybody and recovers.
-    pub async fn kill_a_backend(&self) {
-        let backends = "SELECT CAST(pid AS text) FROM pg_stat_activity WHERE application_name = 'reel' \
-                        ORDER BY state = 'active' DESC, xact_start NULLS LAST";
-        let backends = TestDatabase::at(self.url("postgres")).texts(backends).await;
-        signal("KILL", &backends[0]);
+    /// SIGKILL to one of the server processes that work for Reel, or while it works if there is one that does: PostgreSQL then
+    /// throws out everybody and recovers. Waits for one to be there.
+    pub async fn kill_a_backend(&self, while_it_works: bool) {
+        let order = if while_it_works { "state = 'active' DESC, xact_start NULLS LAST" } else { "random()" };
+        let pids = format!("SELECT pid FROM pg_stat_activity WHERE application_name = 'reel' ORDER BY {order} LIMIT 1");
+        let server = self.url("postgres");
+        eventually("a backend is killed", async || {
+            // Refused while it recovers.
+            let Some(connection) = try_connect(&server).await else { return false };
+            let statement = Statement::from_string(connection.get_database_backend(), &pids);
+            let Ok(Some(row)) = connection.query_one_raw(statement).await else { return false };
+            try_signal("KILL", &row.try_get_by_index::<i32>(0).unwrap().to_string())
+        })
+        .await;
     }
 
     /// SIGKILL to the server itself. Its children notice, and end.
@@ -123,20 +131,25 @@ impl Postgres {
     }
 
     pub async fn start_again(&mut self) {
-        self.child = spawn(&self.folder, self.port);
+        self.begin_again();
         self.wait_until_ready().await;
     }
 
-    async fn wait_until_ready(&mut self) {
+    /// Starts it again without waiting for its recovery.
+    pub fn begin_again(&mut self) {
+        self.child = spawn(&self.folder, self.port);
+    }
+
+    pub async fn wait_until_ready(&mut self) {
         let url = self.url("postgres");
         eventually("PostgreSQL is ready", async || {
             // Refused as long as a child of the killed server lives.
             if self.child.try_wait().unwrap().is_some() {
                 self.child = spawn(&self.folder, self.port);
             }
-            match sea_orm::Database::connect(&url).await {
-                Ok(connection) => connection.ping().await.is_ok(),
-                Err(_) => false,
+            match try_connect(&url).await {
+                Some(connection) => connection.ping().await.is_ok(),
+                None => false,
             }
         })
         .await;

@@ -52,10 +52,15 @@ fn reel_under(program: &[&str], arguments: &[&str]) -> Command {
     command
 }
 
-/// Sends a signal to a process, by the shell: it is everywhere, and the program `kill` is not.
+/// Sends a signal to a process.
 pub fn signal(name: &str, pid: &str) {
-    let status = std::process::Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap();
-    assert!(status.success(), "SIG{name} to {pid}");
+    assert!(try_signal(name, pid), "SIG{name} to {pid}");
+}
+
+/// Sends a signal to a process that may be gone. By the shell: it is everywhere, and the program `kill` is not. Gives whether
+/// the process was there.
+pub fn try_signal(name: &str, pid: &str) -> bool {
+    std::process::Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap().success()
 }
 
 impl Process {
@@ -87,8 +92,13 @@ impl Process {
     }
 
     pub async fn start_again(&mut self) {
-        self.child = self.command.spawn().unwrap();
+        self.begin_again();
         self.wait_until_serving().await;
+    }
+
+    /// Starts it again without waiting until it serves.
+    pub fn begin_again(&mut self) {
+        self.child = self.command.spawn().unwrap();
     }
 
     /// SIGTERM.
@@ -113,7 +123,7 @@ impl Process {
         Some(if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing })
     }
 
-    async fn wait_until_serving(&mut self) {
+    pub async fn wait_until_serving(&mut self) {
         eventually("the process serves", async || {
             assert!(self.is_running(), "the server has given up");
             self.health().await == Some(ServingStatus::Serving)

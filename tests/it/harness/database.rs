@@ -1,6 +1,6 @@
 //! Databases that are made for one test and removed after it.
 
-use std::env;
+use std::{env, time::Duration};
 
 use sea_orm::ConnectionTrait as _;
 use tempfile::TempDir;
@@ -74,6 +74,13 @@ impl TestDatabase {
         let rows = connection.query_all_raw(statement).await.unwrap();
         rows.into_iter().map(|row| row.try_get_by_index(0).unwrap()).collect()
     }
+}
+
+/// A connection, if there is one to be had now: by default one is tried for half a minute, with longer and longer pauses.
+pub async fn try_connect(url: &str) -> Option<sea_orm::DatabaseConnection> {
+    let mut options = sea_orm::ConnectOptions::new(url);
+    options.max_connections(1).acquire_timeout(Duration::from_millis(500));
+    sea_orm::Database::connect(options).await.ok()
 }
 
 pub async fn administer(server: &str, sql: &str) {

@@ -10,11 +10,8 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::Disturbed;
-use crate::{
-    crash::{postgres::Postgres, sender::ask_for_cursor},
-    harness::TestDatabase,
-};
+use super::{Disturbed, sender::ask_for_cursor};
+use crate::{crash::postgres::Postgres, harness::TestDatabase};
 
 /// Set to 1, lets the tests of full disks pass where the machine forbids to mount one.
 const MAY_SKIP: &str = "REEL_TEST_MAY_SKIP_FULL_DISK";

@@ -6,15 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use reel::proto::{SessionStart, ingest_service_client::IngestServiceClient};
+use reel::proto::{Action, GetIngestCursorRequest, SessionStart, ingest_service_client::IngestServiceClient};
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, transport::Channel};
 
-use crate::{
-    crash::sender::{SENDERS, recorded, session},
-    harness::{batch, connect, eventually, reason, start, streamed},
-};
+use crate::harness::{NOON_MS, action, batch, connect, eventually, reason, start, streamed};
+
+/// How many senders there are, each with a session of its own.
+const SENDERS: usize = 4;
 
 /// How many actions a batch has.
 const BATCH: i64 = 20;
@@ -38,6 +38,37 @@ pub struct Senders {
 struct Sender {
     number: usize,
     progress: Arc<Mutex<Progress>>,
+}
+
+/// The session of a sender: the same at every run.
+pub fn session(number: usize) -> String {
+    let started_at = chrono::DateTime::from_timestamp_millis(NOON_MS).unwrap();
+    reel::model::SessionId::from_parts(started_at, [u8::try_from(number).unwrap(); 10]).to_string()
+}
+
+/// What a sender sends as this seq: the same at every run.
+fn recorded(number: usize, seq: i64) -> Action {
+    let kind = ["click", "input", "error"][usize::try_from(seq % 3).unwrap()];
+    // Out of step now and then.
+    action(seq * 100 - seq % 7 * 1_000, kind, &format!("{number}/{seq}"))
+}
+
+/// Checks that these are a sender's first actions.
+pub fn check_content(number: usize, played: &[Action]) {
+    let mut seqs: Vec<_> = played.iter().map(|action| action.seq).collect();
+    seqs.sort_unstable();
+    assert_eq!(seqs, (1..=i64::try_from(played.len()).unwrap()).collect::<Vec<_>>());
+    for action in played {
+        let sent = Action { seq: action.seq, source: "main".to_owned(), ..recorded(number, action.seq) };
+        assert!(*action == sent, "session {number}, {action:?}");
+    }
+}
+
+/// Asks for the first sender's cursor.
+pub async fn ask_for_cursor(address: SocketAddr) -> Result<i64, Status> {
+    let request = GetIngestCursorRequest { session_id: session(0), source: "main".to_owned() };
+    let mut client = IngestServiceClient::new(connect(address).await);
+    Ok(client.get_ingest_cursor(request).await?.into_inner().cursors[0].committed_seq)
 }
 
 impl Senders {
