@@ -85,7 +85,7 @@ impl Changes {
                 Ok(Some(mut listener)) => {
                     // Something may have been missed before.
                     self.wake_all();
-                    while let Ok(Some(changed)) = listener.next().await {
+                    while let Ok(Some(changed)) = store.unless_away(listener.next()).await {
                         changed.into_iter().for_each(|session| self.wake(session));
                     }
                 }

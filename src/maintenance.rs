@@ -23,7 +23,7 @@ pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Durat
         let mut ticks = interval(PARTITIONS_EVERY);
         loop {
             ticks.tick().await;
-            if let Err(error) = store.partitions_maintain(Utc::now()).await {
+            if let Err(error) = store.unless_away(store.partitions_maintain(Utc::now())).await {
                 tracing::warn!(%error, "partitions not maintained, trying again later");
             }
         }
@@ -33,7 +33,7 @@ pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Durat
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if let Err(error) = end_idle(store, changes, idle_timeout).await {
+            if let Err(error) = store.unless_away(end_idle(store, changes, idle_timeout)).await {
                 tracing::warn!(%error, "idle sessions not ended, trying again later");
             }
         }

@@ -11,6 +11,7 @@ use sea_orm::{
 };
 use tokio::sync::watch;
 
+use self::connect::Outage;
 use crate::{config::DatabaseUrl, error::Result};
 
 mod action;
@@ -48,12 +49,15 @@ pub struct Store {
     writes_in_doubt: Arc<AtomicBool>,
     /// Whether the database has answered when it was last asked whether it is there.
     answers: watch::Sender<bool>,
+    /// When it has last not answered.
+    outage: Outage,
 }
 
 impl Store {
     /// Opens the database without connecting to it yet: connections are made when they are needed, so that a service may
     /// start before its database.
     pub async fn open(url: &DatabaseUrl, connections: u32) -> Result<Self, Unfit> {
+        let outage = Outage::default();
         let (write, read, probe) = if url.is_sqlite() {
             (
                 connect::sqlite(url, 1, false).await?,
@@ -63,12 +67,13 @@ impl Store {
         } else {
             // One more reader for good: it listens to other processes.
             let connections = connections.max(2);
-            (connect::postgres(url, connections)?, connect::postgres(url, connections + 1)?, connect::postgres(url, 1)?)
+            let open = |connections| connect::postgres(url, connections, &outage);
+            (open(connections)?, open(connections + 1)?, open(1)?)
         };
         let backend = write.get_database_backend();
         let answers = watch::Sender::new(true);
         let (known_partitions, writes_in_doubt) = (Arc::default(), Arc::default());
-        Ok(Self { write, read, probe, backend, known_partitions, writes_in_doubt, answers })
+        Ok(Self { write, read, probe, backend, known_partitions, writes_in_doubt, answers, outage })
     }
 
     /// How many transactions can write at once to some purpose, where so many are asked for. On PostgreSQL a second one

@@ -5,7 +5,7 @@ use std::{
     collections::{HashSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -29,9 +29,22 @@ const GROUP_ACTIONS: usize = 2_000;
 /// Nor once it has this many bytes: they are copied on their way out.
 const GROUP_BYTES: usize = 4 << 20;
 
-/// Whether a batch of an upload was refused: what comes after it is not to be written.
+/// An upload: its batches in their order, and whether one was refused, after which none is to be written.
 #[derive(Clone, Debug, Default)]
-pub struct UploadState(Arc<AtomicBool>);
+pub struct UploadState(Arc<Batches>);
+
+#[derive(Debug)]
+struct Batches {
+    taken: AtomicU64,
+    /// The first that was refused.
+    refused: AtomicU64,
+}
+
+impl Default for Batches {
+    fn default() -> Self {
+        Self { taken: AtomicU64::new(0), refused: AtomicU64::new(u64::MAX) }
+    }
+}
 
 impl UploadState {
     /// Tells it from all others there are.
@@ -39,12 +52,17 @@ impl UploadState {
         Arc::as_ptr(&self.0).addr()
     }
 
-    fn is_over(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+    /// The place of the next batch.
+    pub(super) fn next_place(&self) -> u64 {
+        self.0.taken.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn end(&self) {
-        self.0.store(true, Ordering::Release);
+    fn is_over_before(&self, place: u64) -> bool {
+        self.0.refused.load(Ordering::Acquire) < place
+    }
+
+    fn refuse(&self, place: u64) {
+        self.0.refused.fetch_min(place, Ordering::AcqRel);
     }
 }
 
@@ -54,6 +72,8 @@ pub(super) struct Waiting {
     /// Given back when the batch is written.
     pub(super) permit: Option<OwnedSemaphorePermit>,
     pub(super) upload: UploadState,
+    /// The batch's place in the upload.
+    pub(super) place: u64,
     pub(super) tell: Tell,
 }
 
@@ -147,7 +167,8 @@ impl Drop for Run {
 impl Lane {
     /// Writes a group. Returns whether the database is away.
     async fn write(&self, mut group: Vec<Waiting>, known: &mut KnownSessions) -> bool {
-        group.retain(|waiting| !waiting.upload.is_over());
+        // Nobody waits for them: the upload has ended with the refusal.
+        group.retain(|waiting| !waiting.upload.is_over_before(waiting.place));
         let now = Utc::now().trunc_subsecs(6);
         let batches: Vec<_> =
             group.iter().map(|waiting| Arrived { batch: &waiting.batch, upload: waiting.upload.id() }).collect();
@@ -163,7 +184,7 @@ impl Lane {
                 }
                 Err(error) => {
                     is_away |= *error == Error::DatabaseUnavailable;
-                    waiting.upload.end();
+                    waiting.upload.refuse(waiting.place);
                 }
             }
             drop((waiting.batch, waiting.permit));
@@ -178,7 +199,7 @@ impl Lane {
     fn turn_away(&self) {
         let waiting = std::mem::take(&mut self.queue().waiting);
         for waiting in waiting {
-            waiting.upload.end();
+            waiting.upload.refuse(waiting.place);
             let _ = waiting.tell.send(Err(Error::DatabaseUnavailable));
         }
     }

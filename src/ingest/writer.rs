@@ -58,8 +58,8 @@ impl Writer {
         let (tell, receipt) = oneshot::channel();
         match event {
             IngestEvent::Batch(batch) => {
-                let upload = upload.clone();
-                self.lane(batch.session).push(Waiting { batch, permit, upload, tell });
+                let (upload, place) = (upload.clone(), upload.next_place());
+                self.lane(batch.session).push(Waiting { batch, permit, upload, place, tell });
             }
             IngestEvent::Start(start) => self.spawn(Boundary::Start(start), permit, tell),
             IngestEvent::End(end) => self.spawn(Boundary::End(end), permit, tell),

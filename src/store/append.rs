@@ -102,8 +102,8 @@ struct Append<'a> {
     now: DateTime<Utc>,
     max_tracks: usize,
     outcomes: Vec<Option<Result<TrackReceipt>>>,
-    /// Uploads of which a batch was refused, and why.
-    refused: HashMap<usize, Error>,
+    /// Uploads of which a batch was refused: the first of them, and why.
+    refused: HashMap<usize, (usize, Error)>,
     doubts: HashMap<usize, Doubt>,
     /// Once a merged transaction has failed for reasons of its own: to find out whose.
     one_by_one: bool,
@@ -158,7 +158,10 @@ impl<'a> Append<'a> {
 
     fn settle(&mut self, index: usize, outcome: Result<TrackReceipt>) {
         if let Err(error) = &outcome {
-            self.refused.entry(self.batches[index].upload).or_insert_with(|| error.clone());
+            let refused = self.refused.entry(self.batches[index].upload).or_insert_with(|| (index, error.clone()));
+            if index < refused.0 {
+                *refused = (index, error.clone());
+            }
         }
         self.outcomes[index] = Some(outcome);
     }
@@ -230,7 +233,7 @@ impl<'a> Append<'a> {
                 continue;
             }
             let Arrived { batch, upload } = self.batches[index];
-            if let Some(error) = refused.get(&upload) {
+            if let Some((_, error)) = refused.get(&upload).filter(|(from, _)| *from < index) {
                 plan.refused.push((index, error.clone()));
                 continue;
             }
@@ -249,7 +252,7 @@ impl<'a> Append<'a> {
                     held_up.insert(upload);
                 }
                 Verdict::Refused(error) => {
-                    refused.insert(upload, error.clone());
+                    refused.insert(upload, (index, error.clone()));
                     plan.refused.push((index, error));
                 }
                 Verdict::Doubtful => {

@@ -28,7 +28,7 @@ impl Store {
                 "SELECT pg_notify($1, $2)",
                 [CHANNEL.into(), ids.join(",").into()],
             );
-            self.write.execute_raw(notify).await?;
+            self.in_time(async { Ok(self.write.execute_raw(notify).await?) }).await?;
         }
         Ok(())
     }

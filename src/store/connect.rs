@@ -1,6 +1,10 @@
 //! Connections: how many, with which settings, and when one is given up.
 
-use std::{str::FromStr as _, time::Duration};
+use std::{
+    str::FromStr as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use sea_orm::{
     ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr, SqlxPostgresConnector,
@@ -10,7 +14,7 @@ use sea_orm::{
         sqlite::{SqliteAutoVacuum, SqliteJournalMode, SqliteSynchronous},
     },
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::config::DatabaseUrl;
 
@@ -37,8 +41,26 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A connection that was not used for this long is tried before it is used.
 const TRY_WHEN_IDLE_FOR: Duration = Duration::from_secs(10);
 
+/// When the database has last not answered. The connections of that time are not used again: they may be broken without
+/// showing it, and what was begun on them was broken off.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Outage(Arc<Mutex<Option<Instant>>>);
+
+impl Outage {
+    pub(super) fn begin_now(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether a connection of this age has been through it.
+    fn has_seen(&self, age: Duration) -> bool {
+        let began = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        began.is_some_and(|began| began.elapsed() <= age)
+    }
+}
+
 /// Connections to PostgreSQL, made when they are needed.
-pub(super) fn postgres(url: &DatabaseUrl, connections: u32) -> Result<DatabaseConnection, DbErr> {
+pub(super) fn postgres(url: &DatabaseUrl, connections: u32, outage: &Outage) -> Result<DatabaseConnection, DbErr> {
+    let outage = outage.clone();
     let options =
         PgConnectOptions::from_str(url.expose()).map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())))?;
     let millis = |duration: Duration| duration.as_millis().to_string();
@@ -58,8 +80,13 @@ pub(super) fn postgres(url: &DatabaseUrl, connections: u32) -> Result<DatabaseCo
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .max_lifetime(Duration::from_mins(10))
         .test_before_acquire(false)
-        .before_acquire(|connection, meta| {
+        .before_acquire(move |connection, meta| {
+            let is_suspect = outage.has_seen(meta.age);
             Box::pin(async move {
+                if is_suspect {
+                    // Not closed in good order, for which it would have to work.
+                    return Err(sqlx::Error::Io(std::io::ErrorKind::ConnectionAborted.into()));
+                }
                 if meta.idle_for >= TRY_WHEN_IDLE_FOR {
                     connection.ping().await?;
                 }

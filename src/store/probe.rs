@@ -40,6 +40,9 @@ impl Store {
     pub async fn probe(&self) -> Result<()> {
         let asked = timeout(ANSWER_WITHIN, self.is_writable()).await;
         let answer = asked.unwrap_or(Err(Error::DatabaseUnavailable));
+        if answer.is_err() {
+            self.outage.begin_now();
+        }
         self.answers.send_if_modified(|answers| std::mem::replace(answers, answer.is_ok()) != answer.is_ok());
         if !answer? {
             return Err(Error::DatabaseUnavailable);
@@ -60,29 +63,34 @@ impl Store {
         !*self.answers.borrow()
     }
 
-    /// Asks the database for something in a task of its own: breaking that off in the middle, for example because the client
-    /// has gone, would leave its connection in a state that the driver does not know.
+    /// Asks the database for something in a task of its own: breaking that off in the middle because the client has gone would
+    /// leave its connection in a state that the driver does not know. See [`Store::in_time`].
     pub async fn ask<T, F>(&self, question: impl FnOnce(Self) -> F) -> Result<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        let answer = tokio::spawn(timeout(ASK_TIMEOUT, question(self.clone())));
-        let answer = async {
-            answer.await.unwrap_or_else(|error| {
-                tracing::error!(%error, "a question to the database broke down");
-                Ok(Err(Error::Internal))
-            })
-        };
-        self.in_time(async { answer.await.unwrap_or(Err(Error::DatabaseUnavailable)) }).await
+        let (store, question) = (self.clone(), question(self.clone()));
+        let answer = tokio::spawn(async move { store.in_time(question).await });
+        answer.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a question to the database broke down");
+            Err(Error::Internal)
+        })
     }
 
     /// Waits no longer once the database turns out to be away, or for much longer than it lets any statement run.
     pub(super) async fn in_time<T>(&self, asking: impl Future<Output = Result<T>>) -> Result<T> {
+        let asking = async { timeout(ASK_TIMEOUT, asking).await.unwrap_or(Err(Error::DatabaseUnavailable)) };
+        self.unless_away(asking).await
+    }
+
+    /// Waits no longer once the database turns out to be away. What was begun is broken off; its connection is not used
+    /// again.
+    pub async fn unless_away<T>(&self, asking: impl Future<Output = Result<T>>) -> Result<T> {
         let mut answers = self.answers.subscribe();
         tokio::select! {
             biased;
-            answer = timeout(ASK_TIMEOUT, asking) => answer.unwrap_or(Err(Error::DatabaseUnavailable)),
+            answer = asking => answer,
             // The sender lives as long as this.
             _ = answers.wait_for(|answers| !answers) => Err(Error::DatabaseUnavailable),
         }

@@ -20,9 +20,9 @@ use crate::{
     store::failure::Cause,
 };
 
-/// How long the database may take for a whole transaction before the connection is given up. Longer than any wait for a
-/// lock or a disk that a working database has.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the database may take for a whole transaction before the connection is given up: a hundred times what it takes
+/// under load. It may have been done all the same, which is found out then.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A short wait for locks: many batches are behind the one that waits.
 const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '500ms'";
