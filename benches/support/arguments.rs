@@ -5,6 +5,8 @@ use std::time::Duration;
 use clap::Parser;
 
 /// Measures Reel against the limits of the database under it, all in this run and on this machine.
+// Each is a flag.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Clone, Debug, Parser)]
 pub struct Arguments {
     /// Print a JSON object a line instead of tables

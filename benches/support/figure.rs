@@ -39,7 +39,8 @@ impl Figure {
     }
 
     pub fn beside(self, limit: f64) -> Self {
-        Self { limit: Some(limit), ratio: Some(self.value / limit), ..self }
+        // CPU is counted in ticks, of which a short measurement may see none.
+        Self { limit: Some(limit), ratio: (limit > 0.0).then_some(self.value / limit), ..self }
     }
 
     pub fn goal(self, goal: Goal) -> Self {

@@ -86,6 +86,6 @@ pub async fn migrate(database_url: &str) -> Result<()> {
 /// The program, and nothing of the environment that could change what it does. It writes its log as always.
 fn command(log: &Path) -> Result<Command> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reel"));
-    command.env_clear().stdin(Stdio::null()).stderr(File::create(log)?);
+    command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(log)?);
     Ok(command)
 }
