@@ -72,7 +72,8 @@ pub fn content(random: &mut impl Rng) -> Content {
 fn click(random: &mut impl Rng) -> Content {
     let (x, y, child) = (random.random_range(0..1_920), random.random_range(0..1_080), random.random_range(1..12));
     let data = format!(
-        r#"{{"x":{x},"y":{y},"selector":"main > section:nth-child({child}) > div.toolbar > button","button":0}}"#
+        r#"{{"x":{x},"y":{y},"selector":"main > section:nth-child({child}) > div.toolbar > button","button":0,"path":"{}","viewport":[1440,900]}}"#,
+        page(random)
     );
     Content { kind: "click", target: button(random), data }
 }
@@ -94,10 +95,12 @@ fn input(random: &mut impl Rng) -> Content {
 
 fn navigation(random: &mut impl Rng) -> Content {
     let data = format!(
-        r#"{{"from":"{}","title":"{} · Example","load_ms":{}}}"#,
+        r#"{{"from":"{}","title":"{} · Example","load_ms":{},"first_paint_ms":{},"transferred":{},"kind":"navigate"}}"#,
         page(random),
         favourite(random, &NOUNS),
-        random.random_range(80..2_500)
+        random.random_range(80..2_500),
+        random.random_range(40..900),
+        random.random_range(4_000..900_000)
     );
     Content { kind: "navigation", target: page(random), data }
 }
@@ -105,7 +108,7 @@ fn navigation(random: &mut impl Rng) -> Content {
 fn request(random: &mut impl Rng) -> Content {
     let (milliseconds, bytes) = (random.random_range(3..900), random.random_range(100..90_000));
     let data = format!(
-        r#"{{"status":200,"duration_ms":{milliseconds},"bytes":{bytes},"request_id":"{:032x}","cache":"miss","protocol":"h2"}}"#,
+        r#"{{"status":200,"duration_ms":{milliseconds},"bytes":{bytes},"request_id":"{:032x}","cache":"miss","protocol":"h2","initiator":"fetch"}}"#,
         random.random::<u128>()
     );
     let target = format!("{} /api{}", favourite(random, &METHODS), page(random));
@@ -114,7 +117,7 @@ fn request(random: &mut impl Rng) -> Content {
 
 /// A change of the page, as a recorder tells it: the largest of them.
 fn mutation(random: &mut impl Rng) -> Content {
-    let nodes: Vec<_> = (0..random.random_range(2..10))
+    let nodes: Vec<_> = (0..random.random_range(3..10))
         .map(|_| format!(r#"{{"id":{},"text":"{}"}}"#, random.random_range(1..90_000), favourite(random, &WORDS)))
         .collect();
     Content { kind: "mutation", target: page(random), data: format!(r#"{{"source":0,"adds":[{}]}}"#, nodes.join(",")) }

@@ -16,7 +16,7 @@ pub mod sender;
 pub mod statistics;
 pub mod workload;
 
-use std::{error::Error, future::Future, process::ExitCode};
+use std::{error::Error, future::Future, process::ExitCode, sync::LazyLock, time::Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -49,7 +49,10 @@ pub async fn run(benchmark: impl Future<Output = Result<()>>) -> ExitCode {
     }
 }
 
+/// When the benchmark began, or at least spoke first.
+static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
 /// Says what is being measured, on standard error: standard output is for the figures.
 pub fn progress(what: impl std::fmt::Display) {
-    eprintln!("  {what}");
+    eprintln!("{:4} s  {what}", BEGUN.elapsed().as_secs());
 }
