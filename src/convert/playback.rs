@@ -1,7 +1,7 @@
 //! The messages of a playback. Pages are most of what this service ever sends, so they are not turned into the generated
 //! types first: they are written straight from the rows, in one buffer of the right size. To clients it is the same.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::BufMut;
 use prost::{
@@ -22,12 +22,13 @@ pub enum PlaybackMessage {
 
 /// Consecutive actions of a playback.
 pub struct PlayedPage {
-    /// At least one.
-    pub actions: Vec<StoredAction>,
-    /// The names of the tracks by their numbers.
-    pub sources: Arc<HashMap<i16, String>>,
-    /// Where to resume after them.
-    pub cursor: String,
+    actions: Vec<StoredAction>,
+    /// The encoded length of each.
+    action_lens: Vec<usize>,
+    /// The encoded length of all of it.
+    len: usize,
+    sources: Arc<BTreeMap<i16, String>>,
+    cursor: String,
 }
 
 /// The numbers of the fields, as in `playback.proto` and `action.proto`. The test compares with the generated types.
@@ -48,7 +49,7 @@ impl PlaybackMessage {
     #[must_use]
     pub fn encoded_len(&self) -> usize {
         match self {
-            Self::Page(page) => nested_len(page.len()),
+            Self::Page(page) => nested_len(page.len),
             Self::Other(response) => response.encoded_len(),
         }
     }
@@ -57,7 +58,7 @@ impl PlaybackMessage {
     pub fn encode(&self, buffer: &mut impl BufMut) {
         match self {
             Self::Page(page) => {
-                put_head(field::RESPONSE_ACTIONS, page.len(), buffer);
+                put_head(field::RESPONSE_ACTIONS, page.len, buffer);
                 page.put(buffer);
             }
             Self::Other(response) => response.encode_raw(buffer),
@@ -66,39 +67,44 @@ impl PlaybackMessage {
 }
 
 impl PlayedPage {
-    fn len(&self) -> usize {
-        let actions = self.actions.iter().map(|stored| nested_len(self.action_len(stored)));
-        actions.sum::<usize>() + text_len(&self.cursor)
+    /// A page of at least one action. `sources` has the names of the tracks by their numbers; `cursor` is where to resume
+    /// after the page.
+    #[must_use]
+    pub fn new(actions: Vec<StoredAction>, sources: Arc<BTreeMap<i16, String>>, cursor: String) -> Self {
+        let lens = actions.iter().map(|stored| action_len(stored, source_of(stored, &sources)));
+        let action_lens: Vec<_> = lens.collect();
+        let len = action_lens.iter().copied().map(nested_len).sum::<usize>() + text_len(&cursor);
+        Self { actions, action_lens, len, sources, cursor }
     }
 
     fn put(&self, buffer: &mut impl BufMut) {
-        for stored in &self.actions {
-            put_head(field::PAGE_ACTIONS, self.action_len(stored), buffer);
+        for (stored, len) in self.actions.iter().zip(&self.action_lens) {
+            put_head(field::PAGE_ACTIONS, *len, buffer);
             let action = &stored.action;
             message::encode(field::ACTION_TIMESTAMP, &timestamp(action.timestamp), buffer);
             put_text(field::ACTION_TYPE, &action.kind, buffer);
             put_text(field::ACTION_TARGET, &action.target, buffer);
             put_text(field::ACTION_DATA, &action.data, buffer);
-            // From 1.
+            // Never 0, which would be left out.
             int64::encode(field::ACTION_SEQ, &stored.seq, buffer);
-            put_text(field::ACTION_SOURCE, self.source(stored), buffer);
+            put_text(field::ACTION_SOURCE, source_of(stored, &self.sources), buffer);
         }
         put_text(field::PAGE_CURSOR, &self.cursor, buffer);
     }
+}
 
-    fn action_len(&self, stored: &StoredAction) -> usize {
-        let action = &stored.action;
-        message::encoded_len(field::ACTION_TIMESTAMP, &timestamp(action.timestamp))
-            + text_len(&action.kind)
-            + text_len(&action.target)
-            + text_len(&action.data)
-            + int64::encoded_len(field::ACTION_SEQ, &stored.seq)
-            + text_len(self.source(stored))
-    }
+fn action_len(stored: &StoredAction, source: &str) -> usize {
+    let action = &stored.action;
+    message::encoded_len(field::ACTION_TIMESTAMP, &timestamp(action.timestamp))
+        + text_len(&action.kind)
+        + text_len(&action.target)
+        + text_len(&action.data)
+        + int64::encoded_len(field::ACTION_SEQ, &stored.seq)
+        + text_len(source)
+}
 
-    fn source(&self, stored: &StoredAction) -> &str {
-        self.sources.get(&stored.track).map_or("", String::as_str)
-    }
+fn source_of<'a>(stored: &StoredAction, sources: &'a BTreeMap<i16, String>) -> &'a str {
+    sources.get(&stored.track).map_or("", String::as_str)
 }
 
 /// The length of a field of this many bytes with its head; the numbers of all fields here take one byte.
@@ -136,7 +142,7 @@ mod tests {
     #[test]
     fn a_page_is_encoded_as_the_generated_types_encode_it() {
         let texts = ["", "x", &"y".repeat(127), &"z".repeat(128), &"é".repeat(20_000)].map(str::to_owned);
-        let sources: HashMap<_, _> = [(0, "main".to_owned()), (63, "web".to_owned())].into();
+        let sources: BTreeMap<_, _> = [(0, "main".to_owned()), (63, "web".to_owned())].into();
         let mut actions = Vec::new();
         for (index, text) in texts.iter().enumerate() {
             for micros in [0, 1, 999_999, 1_793_491_200_000_000, 253_402_300_799_999_999] {
@@ -163,11 +169,7 @@ mod tests {
                 });
                 let generated = ActionPage { actions: generated.collect(), cursor: cursor.to_owned() };
                 let generated = PlaySessionResponse { event: Some(Event::Actions(generated)) }.encode_to_vec();
-                let page = PlayedPage {
-                    actions: actions.to_vec(),
-                    sources: Arc::new(sources.clone()),
-                    cursor: cursor.to_owned(),
-                };
+                let page = PlayedPage::new(actions.to_vec(), Arc::new(sources.clone()), cursor.to_owned());
                 let message = PlaybackMessage::Page(page);
                 let mut written = Vec::new();
                 message.encode(&mut written);

@@ -3,7 +3,7 @@
 //! While it waits, for the client to read, for time to pass or for a live session to go on, it holds no connection,
 //! transaction or database cursor.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -65,7 +65,7 @@ pub struct Player {
     /// Where the first pass that stopped at `until` stood at its end.
     stopped_at: Option<Cursor>,
     /// The names of the tracks, by number.
-    sources: Arc<HashMap<i16, String>>,
+    sources: Arc<BTreeMap<i16, String>>,
     pacer: Pacer,
     until: Option<DateTime<Utc>>,
     /// The latest timestamp when the pass began.
@@ -141,7 +141,7 @@ impl Player {
 
     /// The names of the tracks by their numbers, complete for every action given so far.
     #[must_use]
-    pub fn sources(&self) -> &Arc<HashMap<i16, String>> {
+    pub fn sources(&self) -> &Arc<BTreeMap<i16, String>> {
         &self.sources
     }
 

@@ -47,7 +47,7 @@ fn message(event: PlayEvent, player: &Player) -> PlaybackMessage {
     let event = match event {
         PlayEvent::Page { actions, cursor } => {
             let sources = Arc::clone(player.sources());
-            return PlaybackMessage::Page(PlayedPage { actions, sources, cursor });
+            return PlaybackMessage::Page(PlayedPage::new(actions, sources, cursor));
         }
         PlayEvent::Start(session) => Event::Start(PlaybackStart { session: Some(session_to_proto(*session)) }),
         PlayEvent::End { action_count, cursor } => Event::End(PlaybackEnd { action_count, cursor }),

@@ -82,7 +82,7 @@ impl Store {
             .into_tuple::<ActionColumns>()
             .stream(&self.read)
             .await?;
-        let (mut actions, mut bytes) = (Vec::new(), 0);
+        let (mut actions, mut bytes) = (Vec::with_capacity(usize::try_from(max_rows).unwrap_or(0)), 0);
         while bytes < max_bytes {
             let Some((timestamp, track, seq, kind, target, data)) = rows.try_next().await? else {
                 let is_last = u64::try_from(actions.len()).is_ok_and(|count| count < max_rows);
