@@ -23,6 +23,7 @@ mod failure;
 mod partition;
 mod prepare;
 mod probe;
+mod relay;
 mod session;
 mod track;
 mod user;
@@ -39,6 +40,8 @@ pub struct Store {
     /// For what changes the database. On SQLite this is one connection: it has one writer at a time anyway, and waiting in
     /// our own queue is fairer than its busy handler.
     write: DatabaseConnection,
+    /// For the write of actions on PostgreSQL.
+    copy: Option<connect::CopyPool>,
     /// For what only reads, so that playback cannot starve ingest of connections.
     read: DatabaseConnection,
     /// For asking whether the database is there, however busy the other connections are.
@@ -70,10 +73,11 @@ impl Store {
             let open = |connections| connect::postgres(url, connections, &outage);
             (open(connections)?, open(connections + 1)?, open(1)?)
         };
+        let copy = if url.is_sqlite() { None } else { Some(connect::copy(url, connections, &outage)?) };
         let backend = write.get_database_backend();
         let answers = watch::Sender::new(true);
         let (known_partitions, writes_in_doubt) = (Arc::default(), Arc::default());
-        Ok(Self { write, read, probe, backend, known_partitions, writes_in_doubt, answers, outage })
+        Ok(Self { write, copy, read, probe, backend, known_partitions, writes_in_doubt, answers, outage })
     }
 
     /// How many transactions can write at once to some purpose, where so many are asked for. On PostgreSQL a second one
@@ -89,6 +93,9 @@ impl Store {
             if let Err(error) = connection.clone().close().await {
                 tracing::warn!(%error, "a connection pool did not close");
             }
+        }
+        if let Some(copy) = &self.copy {
+            copy.pool.close().await;
         }
     }
 

@@ -330,8 +330,8 @@ impl Failure {
 
 impl Store {
     async fn append(&self, plan: &Plan<'_>, now: DateTime<Utc>) -> Result<(), AppendError> {
-        if self.is_postgres() {
-            return copy::append(self.write.get_postgres_connection_pool(), plan, now).await;
+        if let Some(copy) = &self.copy {
+            return copy::append(&copy.pool, plan, now).await;
         }
         let tx = self.begin().await?;
         sqlite::append_in_txn(&tx, plan, now).await?;

@@ -9,13 +9,14 @@ use std::{
 use sea_orm::{
     ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr, SqlxPostgresConnector,
     sqlx::{
-        self, ConnectOptions as _, Connection as _, PgConnection,
+        self, ConnectOptions as _, Connection as _, PgConnection, PgPool,
         postgres::{PgConnectOptions, PgPoolOptions},
         sqlite::{SqliteAutoVacuum, SqliteJournalMode, SqliteSynchronous},
     },
 };
 use tokio::time::{Instant, timeout};
 
+use super::relay::Relay;
 use crate::config::DatabaseUrl;
 
 /// How long a request waits for a connection before it is told that the database is unavailable.
@@ -60,11 +61,36 @@ impl Outage {
 
 /// Connections to PostgreSQL, made when they are needed.
 pub(super) fn postgres(url: &DatabaseUrl, connections: u32, outage: &Outage) -> Result<DatabaseConnection, DbErr> {
-    let outage = outage.clone();
+    let pool = postgres_pool(connections, outage).connect_lazy_with(postgres_options(url)?);
+    Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
+}
+
+/// Connections for COPY, and what they need.
+#[derive(Clone, Debug)]
+pub(super) struct CopyPool {
+    pub(super) pool: PgPool,
+    /// None where the server has a Unix socket itself.
+    _relay: Option<Arc<Relay>>,
+}
+
+/// Connections for COPY, made when they are needed.
+pub(super) fn copy(url: &DatabaseUrl, connections: u32, outage: &Outage) -> Result<CopyPool, DbErr> {
+    let mut options = postgres_options(url)?;
+    let mut relay = None;
+    if options.get_socket().is_none() && !options.get_host().starts_with('/') {
+        let started = Relay::start(options.get_host().to_owned(), options.get_port());
+        let started = started.map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(sqlx::Error::Io(error).into())))?;
+        options = options.socket(started.folder());
+        relay = Some(Arc::new(started));
+    }
+    Ok(CopyPool { pool: postgres_pool(connections, outage).connect_lazy_with(options), _relay: relay })
+}
+
+fn postgres_options(url: &DatabaseUrl) -> Result<PgConnectOptions, DbErr> {
     let options =
         PgConnectOptions::from_str(url.expose()).map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())))?;
     let millis = |duration: Duration| duration.as_millis().to_string();
-    let options = options
+    Ok(options
         .application_name("reel")
         .options([
             // A generic plan locks every partition and every index of it, even where it reads one.
@@ -74,8 +100,12 @@ pub(super) fn postgres(url: &DatabaseUrl, connections: u32, outage: &Outage) -> 
             ("idle_in_transaction_session_timeout", "10000"),
         ])
         // Statements quote nothing, but they are many.
-        .disable_statement_logging();
-    let pool = PgPoolOptions::new()
+        .disable_statement_logging())
+}
+
+fn postgres_pool(connections: u32, outage: &Outage) -> PgPoolOptions {
+    let outage = outage.clone();
+    PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .max_lifetime(Duration::from_mins(10))
@@ -94,8 +124,6 @@ pub(super) fn postgres(url: &DatabaseUrl, connections: u32, outage: &Outage) -> 
             })
         })
         .after_release(|connection, _| Box::pin(still_works(connection)))
-        .connect_lazy_with(options);
-    Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
 }
 
 /// The pool would wait for ever, and be a connection short for as long, where the network has swallowed one.
