@@ -20,7 +20,8 @@
 //!
 //! Value and limit are measured by turns, in several rounds; both columns show medians, and the ratio is the median of the
 //! rounds' own ratios, which what else the machine does disturbs less. CPU is user and system time from /proc, of PostgreSQL with
-//! all its processes, in microseconds an action. Nothing is printed of a run in which a receipt was wrong or an action is missing.
+//! all its processes, in microseconds an action, the mean of the rounds. Nothing is printed of a run in which a receipt was
+//! wrong or an action is missing.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 // Figures are rounded anyway.

@@ -17,7 +17,7 @@
 //!
 //! Value and limit are measured by turns, in several rounds; both columns show medians, and the ratio is the median of the
 //! rounds' own ratios, which what else the machine does disturbs less. CPU is user and system time from /proc, of PostgreSQL with
-//! all its processes, in microseconds an action.
+//! all its processes, in microseconds an action, the mean of the rounds.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 // Figures are rounded anyway.

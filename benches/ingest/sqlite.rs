@@ -24,7 +24,7 @@ use crate::{
         progress,
         reel::{Reel, migrate},
         sender::{Rpc, Upload, start_sessions},
-        statistics::{Rounds, median},
+        statistics::{Rounds, mean},
         workload::{Workload, from_proto},
     },
 };
@@ -58,7 +58,7 @@ pub async fn measure(arguments: &Arguments) -> Result<()> {
             all.push(sent);
         }
         let name = format!("bidi, {senders} senders, batches of {batch}");
-        let of_all = |what: fn(&Sent) -> f64| median(&all.iter().map(what).collect::<Vec<_>>());
+        let of_all = |what: fn(&Sent) -> f64| mean(&all.iter().map(what).collect::<Vec<_>>());
         figures.extend([
             Figure::of_rounds(&name, &rates, "actions/s").goal(Goal::RatioAtLeast(0.8)),
             Figure::new(format!("{name}: client CPU"), of_all(|sent| sent.client_us), "µs"),

@@ -4,13 +4,13 @@ use crate::{
     ingest::lab::{Lab, Measured, workload},
     support::{
         Result,
-        accounting::{Cpu, peak_memory_mib},
+        accounting::peak_memory_mib,
         arguments::Arguments,
         figure::{Figure, Goal, print},
         postgres::Postgres,
         progress,
         sender::Rpc,
-        statistics::{Rounds, median},
+        statistics::{Rounds, mean},
     },
 };
 
@@ -113,20 +113,20 @@ async fn measure_cell(lab: &mut Lab, cell: &mut Cell, seed: u64, copy_first: boo
     Ok(())
 }
 
+/// Means over the rounds, which all have as many actions.
 fn cell_costs(cell: &Cell) -> Vec<Figure> {
-    let median_of =
-        |measured: &[Measured], what: &dyn Fn(&Measured) -> f64| median(&measured.iter().map(what).collect::<Vec<_>>());
-    let cpu = |side: fn(&Cpu) -> f64| {
-        move |measured: &[Measured]| median_of(measured, &|measured: &Measured| measured.cpu_us_an_action(side))
+    let mean_of =
+        |measured: &[Measured], what: &dyn Fn(&Measured) -> f64| mean(&measured.iter().map(what).collect::<Vec<_>>());
+    let figure = |what: &str, unit, of: &dyn Fn(&Measured) -> f64| {
+        Figure::new(format!("{}: {what}", cell.name()), mean_of(&cell.sent, of), unit)
     };
-    let (client, server, database) = (cpu(|cpu| cpu.client), cpu(|cpu| cpu.server), cpu(|cpu| cpu.database));
-    let wal = |measured: &[Measured]| median_of(measured, &Measured::wal_bytes_an_action);
-    let name = |what: &str| format!("{}: {what}", cell.name());
-    let server_cpu = Figure::new(name("server CPU"), server(&cell.sent), "µs");
+    let beside_copy =
+        |what: &str, unit, of: &dyn Fn(&Measured) -> f64| figure(what, unit, of).beside(mean_of(&cell.copied, of));
+    let server = figure("server CPU", "µs", &|measured| measured.cpu_us_an_action(|cpu| cpu.server));
     vec![
-        Figure::new(name("client CPU"), client(&cell.sent), "µs").beside(client(&cell.copied)),
-        if cell.batch >= 200 { server_cpu.goal(Goal::ValueAtMost(1.5)) } else { server_cpu },
-        Figure::new(name("database CPU"), database(&cell.sent), "µs").beside(database(&cell.copied)),
-        Figure::new(name("WAL"), wal(&cell.sent), "bytes").beside(wal(&cell.copied)),
+        beside_copy("client CPU", "µs", &|measured| measured.cpu_us_an_action(|cpu| cpu.client)),
+        if cell.batch >= 200 { server.goal(Goal::ValueAtMost(1.5)) } else { server },
+        beside_copy("database CPU", "µs", &|measured| measured.cpu_us_an_action(|cpu| cpu.database)),
+        beside_copy("WAL", "bytes", &Measured::wal_bytes_an_action),
     ]
 }

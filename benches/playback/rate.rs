@@ -9,7 +9,7 @@ use crate::support::{
     arguments::Arguments,
     figure::{Figure, Goal},
     progress,
-    statistics::{Rounds, median},
+    statistics::{Rounds, mean},
 };
 
 /// What one way of reading a session took.
@@ -39,7 +39,7 @@ pub async fn measure(arguments: &Arguments, library: &mut Library) -> Result<Vec
         read_cpu.push(read.cpu);
     }
     let name = library.name;
-    let side = |all: &[[f64; 3]], side: usize| median(&all.iter().map(|cpu| cpu[side]).collect::<Vec<_>>());
+    let side = |all: &[[f64; 3]], side: usize| mean(&all.iter().map(|cpu| cpu[side]).collect::<Vec<_>>());
     let beside = |what: &str, index: usize| {
         Figure::new(format!("{name}: {what}"), side(&played_cpu, index), "µs").beside(side(&read_cpu, index))
     };

@@ -64,17 +64,23 @@ impl Figure {
         }
     }
 
-    fn print_json(&self) {
+    fn print_json(&self, heading: &str) {
         let (ratio, goal) = match self.goal {
             Some(Goal::ValueAtMost(_)) => ("value", self.goal_text()),
             _ => ("ratio", self.goal_text()),
         };
         let goal = self.goal.map(|_| format!("{ratio} {goal}"));
-        println!(
-            "{}",
-            json!({"name": self.name, "value": self.value, "unit": self.unit, "limit": self.limit, "ratio": self.ratio,
-                "goal": goal, "is_met": self.is_met()})
-        );
+        let figure = json!({
+            "table": heading,
+            "name": self.name,
+            "value": self.value,
+            "unit": self.unit,
+            "limit": self.limit,
+            "ratio": self.ratio,
+            "goal": goal,
+            "is_met": self.is_met(),
+        });
+        println!("{figure}");
     }
 
     fn print_row(&self, width: usize) {
@@ -116,7 +122,7 @@ fn readable(number: f64) -> String {
 /// Prints figures: as a table under a heading, or as JSON Lines.
 pub fn print(heading: &str, figures: &[Figure], as_json: bool) {
     if as_json {
-        figures.iter().for_each(Figure::print_json);
+        figures.iter().for_each(|figure| figure.print_json(heading));
         return;
     }
     let width =

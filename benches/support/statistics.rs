@@ -13,6 +13,11 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// For CPU time: it is counted in ticks, too coarse for a median of a few.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
 /// The smallest value that is no less than this part of them all (nearest rank), in milliseconds.
 pub fn percentile_ms(values: &mut [Duration], part: f64) -> f64 {
     values.sort_unstable();
