@@ -129,6 +129,7 @@ impl Live {
                 let pause = if random.random_bool(0.7) { 20..300 } else { 300..4_000 };
                 self.time += TimeDelta::milliseconds(random.random_range(pause));
                 let content = content(random);
+                assert!((20..=400).contains(&content.data.len()), "{} bytes of data", content.data.len());
                 Action {
                     timestamp: Some(proto_time(self.time)),
                     r#type: content.kind.to_owned(),
