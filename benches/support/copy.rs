@@ -12,10 +12,11 @@ use std::{
 };
 
 use reel::{model::SessionId, proto::Action};
-use sea_orm::sqlx::{Connection as _, PgConnection};
+use sea_orm::sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
 
 use super::{
     Result,
+    postgres::Postgres,
     workload::{Batch, Workload, from_proto},
 };
 
@@ -35,10 +36,13 @@ const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 pub struct Copiers(Vec<PgConnection>);
 
 impl Copiers {
-    pub async fn connect(url: &str) -> Result<Self> {
+    /// Connects past TCP: the driver leaves Nagle's algorithm on, which holds up the end of each COPY by up to 40 ms.
+    pub async fn connect(postgres: &Postgres, url: &str) -> Result<Self> {
+        let options: PgConnectOptions = url.parse()?;
+        let options = options.socket(postgres.socket_folder());
         let mut connections = Vec::new();
         for _ in 0..CONNECTIONS {
-            connections.push(PgConnection::connect(url).await?);
+            connections.push(PgConnection::connect_with(&options).await?);
         }
         Ok(Self(connections))
     }
