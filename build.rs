@@ -22,12 +22,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         // What users did must not end up in a log because somebody printed a message.
         .skip_debug(["reel.v1.Action", "reel.v1.User"])
         .compile_fds(descriptors)?;
-    generate_playback_server();
+    generate_servers();
     Ok(())
 }
 
-/// Playback's server once more, with a codec that writes pages straight from rows. `src/rpc/playback.rs` uses this one.
-fn generate_playback_server() {
+/// Two servers once more, which `src/rpc` uses: playback's with a codec that writes pages straight from rows, and ingest's with
+/// messages from which actions need not be copied.
+fn generate_servers() {
     let play_session = manual::Method::builder()
         .name("play_session")
         .route_name("PlaySession")
@@ -37,5 +38,34 @@ fn generate_playback_server() {
         .server_streaming()
         .build();
     let service = manual::Service::builder().name("PlaybackService").package("reel.v1").method(play_session).build();
-    manual::Builder::new().build_client(false).compile(&[service]);
+    let method = |name: &str, route_name: &str, input: &str, output: &str| {
+        manual::Method::builder()
+            .name(name)
+            .route_name(route_name)
+            .input_type(input)
+            .output_type(format!("crate::proto::{output}"))
+            .codec_path("tonic_prost::ProstCodec")
+    };
+    let upload = "crate::convert::UploadMessage";
+    let ingest = manual::Service::builder()
+        .name("IngestService")
+        .package("reel.v1")
+        .method(method("record_actions", "RecordActions", upload, "RecordActionsResponse").client_streaming().build())
+        .method(
+            method("stream_actions", "StreamActions", upload, "StreamActionsResponse")
+                .client_streaming()
+                .server_streaming()
+                .build(),
+        )
+        .method(
+            method(
+                "get_ingest_cursor",
+                "GetIngestCursor",
+                "crate::proto::GetIngestCursorRequest",
+                "GetIngestCursorResponse",
+            )
+            .build(),
+        )
+        .build();
+    manual::Builder::new().build_client(false).compile(&[service, ingest]);
 }

@@ -6,6 +6,7 @@ mod playback;
 mod reply;
 mod request;
 mod token;
+mod upload;
 
 pub use action::parse_batch;
 pub use playback::{PlaybackMessage, PlayedPage};
@@ -15,3 +16,4 @@ pub use request::{
     parse_update_session, parse_user, parse_user_email, parse_user_id,
 };
 pub use token::{PageToken, Scope};
+pub use upload::{UploadAction, UploadBatch, UploadEvent, UploadMessage};

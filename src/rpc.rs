@@ -6,6 +6,7 @@ mod playback;
 mod session;
 mod user;
 
+pub(crate) use ingest::IngestServiceServer;
 pub(crate) use playback::PlaybackServiceServer;
 
 use std::sync::Arc;

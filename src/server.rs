@@ -17,11 +17,8 @@ use crate::{
     config::ServiceArgs,
     ingest::{Intake, Writer},
     maintenance::maintain,
-    proto::{
-        DESCRIPTORS, ingest_service_server::IngestServiceServer, session_service_server::SessionServiceServer,
-        user_service_server::UserServiceServer,
-    },
-    rpc::{PlaybackServiceServer, Services},
+    proto::{DESCRIPTORS, session_service_server::SessionServiceServer, user_service_server::UserServiceServer},
+    rpc::{IngestServiceServer, PlaybackServiceServer, Services},
     store::{Store, Unfit},
 };
 

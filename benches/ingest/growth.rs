@@ -41,7 +41,7 @@ pub async fn measure(arguments: &Arguments, postgres: &Postgres) -> Result<()> {
     for size in &sizes {
         progress(format_args!("growth: storing {size} actions"));
         let lab = Lab::open(postgres, &format!("growth_{size}")).await?;
-        preload(&lab.reel, postgres, &lab.url, *size, arguments.seed).await?;
+        preload(&lab.reel, &lab.url, *size, arguments.seed).await?;
         labs.push(lab);
     }
     let mut compared: Vec<_> = sizes[1..]

@@ -73,7 +73,7 @@ impl Lab {
         let reel = Reel::serve(&url).await?;
         let channels = reel.connect(CONNECTIONS).await?;
         let connection = PgConnection::connect(&url).await?;
-        let copiers = Copiers::connect(postgres, &url).await?;
+        let copiers = Copiers::connect(&url).await?;
         Ok(Self { reel, url, channels, connection, copiers, postmaster: postgres.pid() })
     }
 

@@ -22,7 +22,7 @@ pub async fn measure(arguments: &Arguments, postgres: &Postgres) -> Result<()> {
     for size in &sizes {
         progress(format_args!("growth: storing {size} actions"));
         let (mut library, url) = Library::empty_on_postgres(postgres, &format!("growth_{size}")).await?;
-        library.small = preload(&library.reel, postgres, &url, *size, arguments.seed).await?;
+        library.small = preload(&library.reel, &url, *size, arguments.seed).await?;
         library.record_large(arguments).await?;
         library.settle(&url).await?;
         libraries.push(library);

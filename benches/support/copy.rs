@@ -4,6 +4,7 @@
 //! them while the clock runs, as any program that COPYs must.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -11,12 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use futures_util::SinkExt as _;
 use reel::{model::SessionId, proto::Action};
-use sea_orm::sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
+use tokio_postgres::{Client, NoTls};
 
 use super::{
     Result,
-    postgres::Postgres,
     workload::{Batch, Workload, from_proto},
 };
 
@@ -31,18 +33,18 @@ const COPY: &str = "COPY actions (session_id, timestamp, track, seq, type, targe
 /// Microseconds from 1970 to 2000, where PostgreSQL's time begins.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
-/// Connections that stay open between measurements.
+/// Connections that stay open between measurements. Of another driver than the service's: that one leaves Nagle's algorithm
+/// on, which holds up the end of each COPY.
 #[derive(Default)]
-pub struct Copiers(Vec<PgConnection>);
+pub struct Copiers(Vec<Client>);
 
 impl Copiers {
-    /// Connects past TCP: the driver leaves Nagle's algorithm on, which holds up the end of each COPY by up to 40 ms.
-    pub async fn connect(postgres: &Postgres, url: &str) -> Result<Self> {
-        let options: PgConnectOptions = url.parse()?;
-        let options = options.socket(postgres.socket_folder());
+    pub async fn connect(url: &str) -> Result<Self> {
         let mut connections = Vec::new();
         for _ in 0..CONNECTIONS {
-            connections.push(PgConnection::connect_with(&options).await?);
+            let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+            tokio::spawn(connection);
+            connections.push(client);
         }
         Ok(Self(connections))
     }
@@ -54,7 +56,7 @@ impl Copiers {
         let next = Arc::new(AtomicUsize::new(0));
         let begun = Instant::now();
         let mut copying = Vec::new();
-        for mut connection in self.0.drain(..) {
+        for connection in self.0.drain(..) {
             let (workload, transactions) = (Arc::clone(workload), Arc::clone(&transactions));
             let (ids, next) = (Arc::clone(&ids), Arc::clone(&next));
             copying.push(tokio::spawn(async move {
@@ -62,8 +64,8 @@ impl Copiers {
                 while let Some(batches) = transactions.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let batches = batches.iter().map(|(sender, index)| &workload.senders[*sender][*index]);
                     encode(&mut buffer, batches, &ids);
-                    let mut copy = connection.copy_in_raw(COPY).await?;
-                    copy.send(buffer.as_slice()).await?;
+                    let mut copy = pin!(connection.copy_in::<_, Bytes>(COPY).await?);
+                    copy.send(Bytes::copy_from_slice(&buffer)).await?;
                     copy.finish().await?;
                 }
                 Ok::<_, super::Failure>(connection)

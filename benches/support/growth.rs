@@ -10,7 +10,6 @@ use uuid::Uuid;
 use super::{
     Result,
     copy::Copiers,
-    postgres::Postgres,
     progress,
     reel::Reel,
     sender::{Rpc, Upload, start_sessions},
@@ -40,16 +39,10 @@ SELECT (jsonb_populate_record(template, jsonb_build_object(
 FROM tracks template, unnest($2::uuid[], $3::bigint[]) AS new (id, count) WHERE template.session_id = $1";
 
 /// Stores so many actions. Gives the ids of their sessions, oldest chunk first.
-pub async fn preload(
-    reel: &Reel,
-    postgres: &Postgres,
-    database_url: &str,
-    actions: usize,
-    seed: u64,
-) -> Result<Vec<SessionId>> {
+pub async fn preload(reel: &Reel, database_url: &str, actions: usize, seed: u64) -> Result<Vec<SessionId>> {
     let now = Utc::now();
     let template = prepare(reel, now, seed).await?;
-    let mut copiers = Copiers::connect(postgres, database_url).await?;
+    let mut copiers = Copiers::connect(database_url).await?;
     let mut connection = PgConnection::connect(database_url).await?;
     let chunks = actions.div_ceil(CHUNK);
     let step = TimeDelta::days(DAYS.into()) / i32::try_from(chunks)?;

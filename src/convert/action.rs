@@ -1,11 +1,13 @@
 //! Actions on their way in. A bad action does not fail its batch: it becomes a [`RejectedAction`].
 
+use bytestring::ByteString;
 use chrono::{DateTime, TimeDelta, Utc};
 use prost_types::Timestamp;
 
 use super::{
     json,
     request::{check_name, parse_timestamp},
+    upload::{UploadAction, UploadBatch},
 };
 use crate::{
     config::Limits,
@@ -14,19 +16,13 @@ use crate::{
         Action, Batch, BatchAction, ContentDigest, DEFAULT_SOURCE, REJECTED_TYPE, RejectedAction, RejectionReason,
         SessionId,
     },
-    proto,
 };
 
 /// Types that begin with this belong to the service.
 const RESERVED_TYPE_PREFIX: &str = "reel.";
 
 /// Takes a batch, each action as it can be stored or as it is refused.
-pub fn parse_batch(
-    session: SessionId,
-    batch: proto::ActionBatch,
-    limits: &Limits,
-    now: DateTime<Utc>,
-) -> Result<Batch> {
+pub fn parse_batch(session: SessionId, batch: UploadBatch, limits: &Limits, now: DateTime<Utc>) -> Result<Batch> {
     let source = if batch.source.is_empty() { DEFAULT_SOURCE.to_owned() } else { batch.source };
     check_name("batch.source", &source, limits.max_type_bytes)?;
     let first_seq = match batch.first_seq {
@@ -43,7 +39,7 @@ pub fn parse_batch(
     let mut neighbour = first_time(&batch.actions, latest).unwrap_or_else(|| session.started_at());
     let mut actions = Vec::with_capacity(batch.actions.len());
     for action in batch.actions {
-        let action = parse_action(action, limits, latest, neighbour);
+        let action = parse_action(SentAction::read(action)?, limits, latest, neighbour);
         neighbour = match &action {
             BatchAction::Valid(action) => action.timestamp,
             BatchAction::Rejected(rejected) => rejected.placeholder.timestamp,
@@ -59,19 +55,30 @@ pub(super) fn latest_time(limits: &Limits, now: DateTime<Utc>) -> DateTime<Utc> 
     now.checked_add_signed(lead).unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
-fn first_time(actions: &[proto::Action], latest: DateTime<Utc>) -> Option<DateTime<Utc>> {
+fn first_time(actions: &[UploadAction], latest: DateTime<Utc>) -> Option<DateTime<Utc>> {
     actions.iter().find_map(|action| accepted_time(action.timestamp.as_ref(), latest).ok())
 }
 
-fn parse_action(
-    action: proto::Action,
-    limits: &Limits,
-    latest: DateTime<Utc>,
-    neighbour: DateTime<Utc>,
-) -> BatchAction {
+/// An action whose texts are texts.
+struct SentAction {
+    timestamp: Option<Timestamp>,
+    kind: ByteString,
+    target: ByteString,
+    data: ByteString,
+}
+
+impl SentAction {
+    fn read(action: UploadAction) -> Result<Self> {
+        let text = |bytes| ByteString::try_from(bytes).map_err(|_| Error::Undecodable);
+        let UploadAction { timestamp, kind, target, data } = action;
+        Ok(Self { timestamp, kind: text(kind)?, target: text(target)?, data: text(data)? })
+    }
+}
+
+fn parse_action(action: SentAction, limits: &Limits, latest: DateTime<Utc>, neighbour: DateTime<Utc>) -> BatchAction {
     match check_action(&action, limits, latest) {
         Ok(timestamp) => {
-            BatchAction::Valid(Action { timestamp, kind: action.r#type, target: action.target, data: action.data })
+            BatchAction::Valid(Action { timestamp, kind: action.kind, target: action.target, data: action.data })
         }
         Err((reason, description)) => {
             let timestamp = accepted_time(action.timestamp.as_ref(), latest).unwrap_or(neighbour);
@@ -82,14 +89,14 @@ fn parse_action(
 
 type Fault = (RejectionReason, String);
 
-fn check_action(action: &proto::Action, limits: &Limits, latest: DateTime<Utc>) -> Result<DateTime<Utc>, Fault> {
+fn check_action(action: &SentAction, limits: &Limits, latest: DateTime<Utc>) -> Result<DateTime<Utc>, Fault> {
     let size = size(action);
     if size > limits.max_action_bytes {
         let limit = limits.max_action_bytes;
         return Err((RejectionReason::TooLarge, format!("the action has {size} bytes, the limit is {limit}")));
     }
     let timestamp = accepted_time(action.timestamp.as_ref(), latest)?;
-    check_type(&action.r#type, limits.max_type_bytes)
+    check_type(&action.kind, limits.max_type_bytes)
         .map_err(|description| (RejectionReason::InvalidType, description))?;
     check_target(&action.target, limits.max_target_bytes)
         .map_err(|description| (RejectionReason::InvalidTarget, description))?;
@@ -98,8 +105,8 @@ fn check_action(action: &proto::Action, limits: &Limits, latest: DateTime<Utc>) 
     Ok(timestamp)
 }
 
-fn size(action: &proto::Action) -> usize {
-    action.r#type.len() + action.target.len() + action.data.len()
+fn size(action: &SentAction) -> usize {
+    action.kind.len() + action.target.len() + action.data.len()
 }
 
 fn accepted_time(timestamp: Option<&Timestamp>, latest: DateTime<Utc>) -> Result<DateTime<Utc>, Fault> {
@@ -144,7 +151,7 @@ fn check_json(data: &str, max_depth: usize) -> Result<(), String> {
 }
 
 fn reject(
-    action: &proto::Action,
+    action: &SentAction,
     reason: RejectionReason,
     description: String,
     timestamp: DateTime<Utc>,
@@ -156,14 +163,18 @@ fn reject(
         "size_bytes": size(action),
         "sha256": digest.to_string(),
     });
-    let placeholder =
-        Action { timestamp, kind: REJECTED_TYPE.to_owned(), target: String::new(), data: data.to_string() };
+    let placeholder = Action {
+        timestamp,
+        kind: ByteString::from_static(REJECTED_TYPE),
+        target: ByteString::new(),
+        data: data.to_string().into(),
+    };
     RejectedAction { reason, description, digest, placeholder }
 }
 
 /// The same digest as [`Action::digest`] where the timestamp can be told, so that a resent action is recognised even if it
 /// would be accepted now.
-fn digest(action: &proto::Action) -> ContentDigest {
+fn digest(action: &SentAction) -> ContentDigest {
     let timestamp = match (&action.timestamp, action.timestamp.as_ref().and_then(parse_timestamp)) {
         (_, Some(timestamp)) => timestamp.timestamp_micros().to_be_bytes().to_vec(),
         (Some(malformed), None) => {
@@ -171,7 +182,7 @@ fn digest(action: &proto::Action) -> ContentDigest {
         }
         (None, None) => Vec::new(),
     };
-    ContentDigest::of(&timestamp, &action.r#type, &action.target, &action.data)
+    ContentDigest::of(&timestamp, &action.kind, &action.target, &action.data)
 }
 
 #[cfg(test)]

@@ -148,9 +148,9 @@ mod tests {
             for micros in [0, 1, 999_999, 1_793_491_200_000_000, 253_402_300_799_999_999] {
                 let action = Action {
                     timestamp: DateTime::from_timestamp_micros(micros).unwrap(),
-                    kind: texts[(index + 1) % 5].clone(),
-                    target: texts[(index + 2) % 5].clone(),
-                    data: text.clone(),
+                    kind: texts[(index + 1) % 5].clone().into(),
+                    target: texts[(index + 2) % 5].clone().into(),
+                    data: text.clone().into(),
                 };
                 let track = [0, 63, 7][actions.len() % 3];
                 actions.push(StoredAction { track, seq: [1, 127, 128, i64::MAX][actions.len() % 4], action });
@@ -161,9 +161,9 @@ mod tests {
                 let actions = &actions[..count];
                 let generated = actions.iter().map(|stored| proto::Action {
                     timestamp: Some(timestamp(stored.action.timestamp)),
-                    r#type: stored.action.kind.clone(),
-                    target: stored.action.target.clone(),
-                    data: stored.action.data.clone(),
+                    r#type: stored.action.kind.to_string(),
+                    target: stored.action.target.to_string(),
+                    data: stored.action.data.to_string(),
                     seq: stored.seq,
                     source: sources.get(&stored.track).cloned().unwrap_or_default(),
                 });

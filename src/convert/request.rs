@@ -7,13 +7,14 @@ use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use super::{
     action::{latest_time, parse_batch},
     token::PageToken,
+    upload::{UploadEvent, UploadMessage},
 };
 use crate::{
     config::Limits,
     error::{Error, Result},
     model::{Attributes, DEFAULT_END_REASON, IngestEvent, SessionEnd, SessionFilter, SessionId, SessionStart, User},
     playback::{Begin, Cursor, PlayRequest},
-    proto::{self, stream_actions_request::Event},
+    proto,
 };
 
 /// How many types, sources or attribute keys a request may list.
@@ -30,7 +31,7 @@ const MAX_SPEED: f64 = 1_000.0;
 
 /// Takes one message of an upload. `current` is the session that its stream started last.
 pub fn parse_event(
-    request: proto::StreamActionsRequest,
+    request: UploadMessage,
     current: Option<SessionId>,
     limits: &Limits,
     now: DateTime<Utc>,
@@ -44,9 +45,9 @@ pub fn parse_event(
     };
     match request.event {
         None => Err(Error::invalid("event", "must be one of start, batch and end")),
-        Some(Event::Start(start)) => Ok(IngestEvent::Start(parse_start(named, start, limits, now)?)),
-        Some(Event::Batch(batch)) => Ok(IngestEvent::Batch(parse_batch(known()?, batch, limits, now)?)),
-        Some(Event::End(end)) => Ok(IngestEvent::End(parse_end(known()?, end, limits)?)),
+        Some(UploadEvent::Start(start)) => Ok(IngestEvent::Start(parse_start(named, start, limits, now)?)),
+        Some(UploadEvent::Batch(batch)) => Ok(IngestEvent::Batch(parse_batch(known()?, batch, limits, now)?)),
+        Some(UploadEvent::End(end)) => Ok(IngestEvent::End(parse_end(known()?, end, limits)?)),
     }
 }
 

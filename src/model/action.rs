@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use bytestring::ByteString;
 use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
 
@@ -23,17 +24,17 @@ pub const LATEST_TIME: DateTime<Utc> = match DateTime::from_timestamp(253_402_30
     None => DateTime::<Utc>::MAX_UTC,
 };
 
-/// One thing that happened.
+/// One thing that happened. Its texts may be parts of the message that they came in, which stays in memory as long as they.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Action {
     /// When, with microsecond precision.
     pub timestamp: DateTime<Utc>,
     /// What kind of thing.
-    pub kind: String,
+    pub kind: ByteString,
     /// What it was done to.
-    pub target: String,
+    pub target: ByteString,
     /// JSON text, byte for byte as it was sent. May be empty.
-    pub data: String,
+    pub data: ByteString,
 }
 
 impl Action {

@@ -9,22 +9,25 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Services;
 use crate::{
-    convert::{cursors_to_proto, parse_cursor_request, parse_event, receipt_to_proto},
+    convert::{UploadMessage, cursors_to_proto, parse_cursor_request, parse_event, receipt_to_proto},
     error::{Error, Result},
     ingest::{Intake, MessagePermits, Receipt, Receipts, UploadState},
     model::{IngestEvent, SessionId, SessionReceipt},
-    proto::{
-        GetIngestCursorRequest, GetIngestCursorResponse, RecordActionsRequest, RecordActionsResponse,
-        StreamActionsRequest, StreamActionsResponse, ingest_service_server::IngestService, record_actions_request,
-        stream_actions_request,
-    },
+    proto::{GetIngestCursorRequest, GetIngestCursorResponse, RecordActionsResponse, StreamActionsResponse},
 };
+
+mod service {
+    #![allow(missing_docs, unreachable_pub, clippy::pedantic)]
+    tonic::include_proto!("reel.v1.IngestService");
+}
+use service::ingest_service_server::IngestService;
+pub(crate) use service::ingest_service_server::IngestServiceServer;
 
 #[tonic::async_trait]
 impl IngestService for Services {
     async fn record_actions(
         &self,
-        request: Request<Streaming<RecordActionsRequest>>,
+        request: Request<Streaming<UploadMessage>>,
     ) -> Result<Response<RecordActionsResponse>, Status> {
         let mut upload = Upload::new(self, request);
         let mut receipts = Receipts::default();
@@ -39,7 +42,7 @@ impl IngestService for Services {
 
     async fn stream_actions(
         &self,
-        request: Request<Streaming<StreamActionsRequest>>,
+        request: Request<Streaming<UploadMessage>>,
     ) -> Result<Response<Self::StreamActionsStream>, Status> {
         let upload = Upload::new(self, request);
         let receipts = futures_util::stream::try_unfold(upload, async |mut upload| {
@@ -68,9 +71,9 @@ const MAX_IN_FLIGHT: usize = 16;
 const MAX_IN_FLIGHT_BYTES: usize = 4 << 20;
 
 /// One upload: takes its messages one after the other and gives their receipts in the same order.
-struct Upload<M> {
+struct Upload {
     services: Services,
-    messages: Streaming<M>,
+    messages: Streaming<UploadMessage>,
     permits: Option<MessagePermits>,
     /// The session that this stream started last.
     current: Option<SessionId>,
@@ -84,8 +87,8 @@ struct Upload<M> {
     end: Option<Result<(), Status>>,
 }
 
-impl<M: Into<StreamActionsRequest> + prost::Message> Upload<M> {
-    fn new(services: &Services, request: Request<Streaming<M>>) -> Self {
+impl Upload {
+    fn new(services: &Services, request: Request<Streaming<UploadMessage>>) -> Self {
         let permits = request.extensions().get::<MessagePermits>().cloned();
         Self {
             services: services.clone(),
@@ -134,14 +137,14 @@ impl<M: Into<StreamActionsRequest> + prost::Message> Upload<M> {
         !is_full && !self.is_at_boundary && self.boundary.is_none() && self.end.is_none()
     }
 
-    fn take(&mut self, message: Result<Option<M>, Status>) {
+    fn take(&mut self, message: Result<Option<UploadMessage>, Status>) {
         let message = match message {
             Ok(Some(message)) => message,
             Ok(None) => return self.end = Some(Ok(())),
             Err(status) => return self.end = Some(Err(status)),
         };
-        let permit = self.permits.as_ref().and_then(|permits| permits.take(|| message.encoded_len()));
-        match parse_event(message.into(), self.current, &self.services.limits, Utc::now()) {
+        let permit = self.permits.as_ref().and_then(|permits| permits.take(|| prost::Message::encoded_len(&message)));
+        match parse_event(message, self.current, &self.services.limits, Utc::now()) {
             Err(error) => self.end = Some(Err(error.into())),
             Ok(event @ IngestEvent::Batch(_)) => self.submit(event, permit),
             Ok(event) => {
@@ -165,19 +168,5 @@ async fn oldest(in_flight: &mut VecDeque<(Receipt, usize)>) -> Result<Result<Ses
     match in_flight.front_mut() {
         Some((receipt, _)) => receipt.await,
         None => std::future::pending().await,
-    }
-}
-
-impl From<RecordActionsRequest> for StreamActionsRequest {
-    fn from(request: RecordActionsRequest) -> Self {
-        use record_actions_request::Event as Recorded;
-        use stream_actions_request::Event as Streamed;
-
-        let event = request.event.map(|event| match event {
-            Recorded::Start(start) => Streamed::Start(start),
-            Recorded::Batch(batch) => Streamed::Batch(batch),
-            Recorded::End(end) => Streamed::End(end),
-        });
-        Self { session_id: request.session_id, event }
     }
 }

@@ -17,11 +17,8 @@ use tonic_health::{
 };
 
 use crate::{
-    proto::{
-        ingest_service_server::IngestServiceServer, session_service_server::SessionServiceServer,
-        user_service_server::UserServiceServer,
-    },
-    rpc::{PlaybackServiceServer, Services},
+    proto::{session_service_server::SessionServiceServer, user_service_server::UserServiceServer},
+    rpc::{IngestServiceServer, PlaybackServiceServer, Services},
     store::{Store, Unfit},
 };
 

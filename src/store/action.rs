@@ -88,7 +88,8 @@ impl Store {
                 let is_last = u64::try_from(actions.len()).is_ok_and(|count| count < max_rows);
                 return Ok(ActionRows { actions, bytes, is_last });
             };
-            let action = Action { timestamp, kind, target, data: data.unwrap_or_default() };
+            let action =
+                Action { timestamp, kind: kind.into(), target: target.into(), data: data.unwrap_or_default().into() };
             let stored = StoredAction { track, seq, action };
             bytes += stored.size();
             actions.push(stored);
@@ -140,9 +141,9 @@ pub(super) fn from_row(row: action::Model) -> StoredAction {
         seq: row.seq,
         action: Action {
             timestamp: row.timestamp,
-            kind: row.kind,
-            target: row.target,
-            data: row.data.unwrap_or_default(),
+            kind: row.kind.into(),
+            target: row.target.into(),
+            data: row.data.unwrap_or_default().into(),
         },
     }
 }

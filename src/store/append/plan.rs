@@ -208,14 +208,16 @@ pub(super) fn count(length: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytestring::ByteString;
+
     use crate::model::{Action, RejectedAction};
 
     fn batch(session: SessionId, source: &str, first_seq: i64, length: usize) -> Batch {
         let action = |kind: &str| Action {
             timestamp: DateTime::UNIX_EPOCH,
-            kind: kind.to_owned(),
-            target: String::new(),
-            data: String::new(),
+            kind: kind.into(),
+            target: ByteString::new(),
+            data: ByteString::new(),
         };
         let actions = (0..length).map(|_| BatchAction::Valid(action(ERROR_TYPE))).collect();
         Batch { session, source: source.to_owned(), first_seq: (first_seq > 0).then_some(first_seq), actions }

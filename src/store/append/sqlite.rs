@@ -85,9 +85,9 @@ fn row(session: SessionId, track: i16, seq: i64, action: &Action) -> [Value; 7] 
         action.timestamp.into(),
         track.into(),
         seq.into(),
-        action.kind.as_str().into(),
-        action.target.as_str().into(),
-        (!action.data.is_empty()).then_some(action.data.as_str()).into(),
+        action.kind.to_string().into(),
+        action.target.to_string().into(),
+        (!action.data.is_empty()).then(|| action.data.to_string()).into(),
     ]
 }
 
