@@ -8,7 +8,6 @@ mod request;
 mod token;
 mod upload;
 
-pub use action::parse_batch;
 pub use playback::{PlaybackMessage, PlayedPage};
 pub use reply::{cursors_to_proto, receipt_to_proto, session_to_proto, user_to_proto};
 pub use request::{

@@ -7,13 +7,13 @@ use sea_orm_migration::{prelude::*, sea_orm::DatabaseBackend};
 pub(crate) struct Migration;
 
 /// No surrogate id, no foreign key per row: the primary key serves replay, seeking and integrity; the track's row, which
-/// has the foreign key, is locked by every write.
+/// has the foreign key, is locked by every write. The columns are in an order that leaves no gaps between them.
 const POSTGRES: &str = "
 CREATE TABLE actions (
     session_id uuid NOT NULL,
     timestamp timestamptz NOT NULL,
-    track smallint NOT NULL,
     seq bigint NOT NULL,
+    track smallint NOT NULL,
     type text NOT NULL,
     target text NOT NULL,
     data json,

@@ -22,7 +22,13 @@ use crate::{
 const RESERVED_TYPE_PREFIX: &str = "reel.";
 
 /// Takes a batch, each action as it can be stored or as it is refused.
-pub fn parse_batch(session: SessionId, batch: UploadBatch, limits: &Limits, now: DateTime<Utc>) -> Result<Batch> {
+pub(super) fn parse_batch(
+    session: SessionId,
+    batch: UploadBatch,
+    actions: Vec<SentAction>,
+    limits: &Limits,
+    now: DateTime<Utc>,
+) -> Result<Batch> {
     let source = if batch.source.is_empty() { DEFAULT_SOURCE.to_owned() } else { batch.source };
     check_name("batch.source", &source, limits.max_type_bytes)?;
     let first_seq = match batch.first_seq {
@@ -30,22 +36,22 @@ pub fn parse_batch(session: SessionId, batch: UploadBatch, limits: &Limits, now:
         seq if seq > 0 => Some(seq),
         _ => return Err(Error::invalid("batch.first_seq", "must not be negative")),
     };
-    if batch.actions.len() > limits.max_batch_actions {
+    if actions.len() > limits.max_batch_actions {
         let limit = limits.max_batch_actions;
-        return Err(Error::invalid("batch.actions", format!("has {}, the limit is {limit}", batch.actions.len())));
+        return Err(Error::invalid("batch.actions", format!("has {}, the limit is {limit}", actions.len())));
     }
     let latest = latest_time(limits, now);
     // A rejected action without a usable time of its own stands beside its neighbour.
-    let mut neighbour = first_time(&batch.actions, latest).unwrap_or_else(|| session.started_at());
-    let mut actions = Vec::with_capacity(batch.actions.len());
-    for action in batch.actions {
-        let action = parse_action(SentAction::read(action)?, limits, latest, neighbour);
+    let mut neighbour = first_time(&actions, latest).unwrap_or_else(|| session.started_at());
+    let parsed = actions.into_iter().map(|action| {
+        let action = parse_action(action, limits, latest, neighbour);
         neighbour = match &action {
             BatchAction::Valid(action) => action.timestamp,
             BatchAction::Rejected(rejected) => rejected.placeholder.timestamp,
         };
-        actions.push(action);
-    }
+        action
+    });
+    let actions = parsed.collect();
     Ok(Batch { session, source, first_seq, actions })
 }
 
@@ -55,16 +61,21 @@ pub(super) fn latest_time(limits: &Limits, now: DateTime<Utc>) -> DateTime<Utc> 
     now.checked_add_signed(lead).unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
-fn first_time(actions: &[UploadAction], latest: DateTime<Utc>) -> Option<DateTime<Utc>> {
+fn first_time(actions: &[SentAction], latest: DateTime<Utc>) -> Option<DateTime<Utc>> {
     actions.iter().find_map(|action| accepted_time(action.timestamp.as_ref(), latest).ok())
 }
 
 /// An action whose texts are texts.
-struct SentAction {
+pub(super) struct SentAction {
     timestamp: Option<Timestamp>,
     kind: ByteString,
     target: ByteString,
     data: ByteString,
+}
+
+/// Takes the texts of actions for texts, if they all are.
+pub(super) fn read_texts(actions: Vec<UploadAction>) -> Result<Vec<SentAction>> {
+    actions.into_iter().map(SentAction::read).collect()
 }
 
 impl SentAction {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 
 use super::{
-    action::{latest_time, parse_batch},
+    action::{latest_time, parse_batch, read_texts},
     token::PageToken,
     upload::{UploadEvent, UploadMessage},
 };
@@ -31,11 +31,16 @@ const MAX_SPEED: f64 = 1_000.0;
 
 /// Takes one message of an upload. `current` is the session that its stream started last.
 pub fn parse_event(
-    request: UploadMessage,
+    mut request: UploadMessage,
     current: Option<SessionId>,
     limits: &Limits,
     now: DateTime<Utc>,
 ) -> Result<IngestEvent> {
+    // What is no text makes a message that cannot be decoded, whatever else it says.
+    let actions = match &mut request.event {
+        Some(UploadEvent::Batch(batch)) => read_texts(std::mem::take(&mut batch.actions))?,
+        _ => Vec::new(),
+    };
     let named = match request.session_id.as_str() {
         "" => None,
         id => Some(parse_session_id(id)?),
@@ -46,7 +51,7 @@ pub fn parse_event(
     match request.event {
         None => Err(Error::invalid("event", "must be one of start, batch and end")),
         Some(UploadEvent::Start(start)) => Ok(IngestEvent::Start(parse_start(named, start, limits, now)?)),
-        Some(UploadEvent::Batch(batch)) => Ok(IngestEvent::Batch(parse_batch(known()?, batch, limits, now)?)),
+        Some(UploadEvent::Batch(batch)) => Ok(IngestEvent::Batch(parse_batch(known()?, batch, actions, limits, now)?)),
         Some(UploadEvent::End(end)) => Ok(IngestEvent::End(parse_end(known()?, end, limits)?)),
     }
 }

@@ -26,13 +26,13 @@ async fn fill(reel: &Reel, database: &TestDatabase, backend: Backend, count: i64
     let hex = id.replace('-', "");
     let sql = match backend {
         Backend::Postgres => format!(
-            "INSERT INTO actions SELECT '{id}', '2026-11-01T12:00:00Z'::timestamptz + n * interval '1 ms', 0, n, 'click',
+            "INSERT INTO actions (session_id, timestamp, track, seq, type, target, data) SELECT '{id}', '2026-11-01T12:00:00Z'::timestamptz + n * interval '1 ms', 0, n, 'click',
                 'Button ' || n % 10, ('{{\"x\": ' || n || ', \"padding\": \"' || repeat('x', 100) || '\"}}')::json
                 FROM generate_series(1, {count}) n"
         ),
         Backend::Sqlite => format!(
             "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count})
-             INSERT INTO actions SELECT x'{hex}', strftime('%Y-%m-%dT%H:%M:%f+00:00', 1793534400.0 + n / 1000.0, 'unixepoch'),
+             INSERT INTO actions (session_id, timestamp, track, seq, type, target, data) SELECT x'{hex}', strftime('%Y-%m-%dT%H:%M:%f+00:00', 1793534400.0 + n / 1000.0, 'unixepoch'),
                 0, n, 'click', 'Button ' || n % 10, '{{\"x\": ' || n || ', \"padding\": \"' || printf('%.100c', 'x') || '\"}}'
                 FROM numbers"
         ),
