@@ -109,7 +109,8 @@ pub struct DatabaseArgs {
         hide_env_values = true
     )]
     pub database_url: GivenUrl,
-    /// Connections to the database for writing, and as many for reading (SQLite has one writer)
+    /// Connections to PostgreSQL for writing, and as many for reading, beside one for each of the writers and two for
+    /// itself; SQLite has one writer and so many readers
     #[arg(long, env = "REEL_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1000))]
     pub database_connections: u32,
 }
@@ -164,7 +165,7 @@ pub struct Limits {
     #[arg(long, env = "REEL_MAX_ACTION_BYTES", default_value_t = 1 << 20, value_name = "BYTES", value_parser = positive)]
     pub max_action_bytes: usize,
     /// Actions of a batch
-    #[arg(long, env = "REEL_MAX_BATCH_ACTIONS", default_value_t = 5_000, value_name = "N", value_parser = positive)]
+    #[arg(long, env = "REEL_MAX_BATCH_ACTIONS", default_value_t = 5_000, value_name = "N", value_parser = batch_size)]
     pub max_batch_actions: usize,
     /// How deep the JSON of an action may be nested
     #[arg(long, env = "REEL_MAX_JSON_DEPTH", default_value_t = 128, value_name = "N", value_parser = json_depth)]
@@ -198,6 +199,13 @@ fn positive(text: &str) -> Result<usize, String> {
         Ok(number) => Ok(number),
         Err(error) => Err(format!("{error}")),
     }
+}
+
+/// More are not even taken out of their message.
+fn batch_size(text: &str) -> Result<usize, String> {
+    let limit = crate::convert::UploadBatch::MAX_ACTIONS;
+    let size = positive(text)?;
+    if size <= limit { Ok(size) } else { Err(format!("must be at most {limit}")) }
 }
 
 /// Playing a session back names each of its tracks in one condition, and SQLite takes conditions that are 1,000 deep.

@@ -73,7 +73,7 @@ impl Store {
             let open = |connections| connect::postgres(url, connections, &outage);
             (open(connections)?, open(connections + 1)?, open(1)?)
         };
-        let copy = if url.is_sqlite() { None } else { Some(connect::copy(url, connections, &outage)?) };
+        let copy = if url.is_sqlite() { None } else { Some(connect::copy(url, &outage)?) };
         let backend = write.get_database_backend();
         let answers = watch::Sender::new(true);
         let (known_partitions, writes_in_doubt) = (Arc::default(), Arc::default());

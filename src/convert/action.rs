@@ -36,9 +36,9 @@ pub(super) fn parse_batch(
         seq if seq > 0 => Some(seq),
         _ => return Err(Error::invalid("batch.first_seq", "must not be negative")),
     };
-    if actions.len() > limits.max_batch_actions {
+    if batch.action_count > limits.max_batch_actions {
         let limit = limits.max_batch_actions;
-        return Err(Error::invalid("batch.actions", format!("has {}, the limit is {limit}", actions.len())));
+        return Err(Error::invalid("batch.actions", format!("has {}, the limit is {limit}", batch.action_count)));
     }
     let latest = latest_time(limits, now);
     // A rejected action without a usable time of its own stands beside its neighbour.

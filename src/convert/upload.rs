@@ -2,8 +2,11 @@
 //! same on the wire, except that the texts of actions stay where they are in the message: strings and bytes look the same on
 //! the wire too, and bytes need not be copied out of it.
 
-use bytes::Bytes;
-use prost::Message;
+use bytes::{Buf, BufMut, Bytes};
+use prost::{
+    DecodeError, Message,
+    encoding::{DecodeContext, WireType, int64, message, skip_field, string},
+};
 use prost_types::Timestamp;
 
 use crate::proto::{SessionEnd, SessionStart};
@@ -34,17 +37,61 @@ pub enum UploadEvent {
 }
 
 /// ActionBatch.
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct UploadBatch {
     /// The track.
-    #[prost(string, tag = "1")]
     pub source: String,
     /// The seq of the first action; 0 for the service to number them.
-    #[prost(int64, tag = "2")]
     pub first_seq: i64,
-    /// The actions.
-    #[prost(message, repeated, tag = "3")]
+    /// The actions, at most [`UploadBatch::MAX_ACTIONS`].
     pub actions: Vec<UploadAction>,
+    /// How many there are in the message.
+    pub action_count: usize,
+}
+
+impl UploadBatch {
+    /// More actions than this are only counted: an empty one has two bytes on the wire, and sixty times that in memory.
+    pub const MAX_ACTIONS: usize = 50_000;
+}
+
+impl Message for UploadBatch {
+    fn encode_raw(&self, buffer: &mut impl BufMut) {
+        string::encode(1, &self.source, buffer);
+        int64::encode(2, &self.first_seq, buffer);
+        message::encode_repeated(3, &self.actions, buffer);
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buffer: &mut impl Buf,
+        context: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        match tag {
+            1 => string::merge(wire_type, &mut self.source, buffer, context),
+            2 => int64::merge(wire_type, &mut self.first_seq, buffer, context),
+            3 => {
+                self.action_count += 1;
+                if self.actions.len() < Self::MAX_ACTIONS {
+                    message::merge_repeated(wire_type, &mut self.actions, buffer, context)
+                } else {
+                    skip_field(wire_type, tag, buffer, context)
+                }
+            }
+            _ => skip_field(wire_type, tag, buffer, context),
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        string::encoded_len(1, &self.source)
+            + int64::encoded_len(2, &self.first_seq)
+            + message::encoded_len_repeated(3, &self.actions)
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
 }
 
 /// Action, without what is output only. The bytes must be UTF-8, which is for the reader to check.
@@ -87,6 +134,15 @@ mod tests {
             source: "output only".to_owned(),
         };
         proto::ActionBatch { source: "web".to_owned(), first_seq: 3, actions: vec![action] }
+    }
+
+    #[test]
+    fn actions_beyond_the_most_there_may_be_are_counted_and_not_kept() {
+        let actions = vec![proto::Action::default(); UploadBatch::MAX_ACTIONS + 3];
+        let batch = proto::ActionBatch { source: "web".to_owned(), first_seq: 3, actions };
+        let read = UploadBatch::decode(batch.encode_to_vec().as_slice()).expect("it is the same message");
+        assert_eq!((read.action_count, read.actions.len()), (UploadBatch::MAX_ACTIONS + 3, UploadBatch::MAX_ACTIONS));
+        assert_eq!((read.source.as_str(), read.first_seq), ("web", 3));
     }
 
     #[test]

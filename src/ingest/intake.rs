@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -155,7 +155,14 @@ impl Arriving {
 
 /// The permits of the messages that were let in and not taken out yet, oldest first.
 #[derive(Clone, Debug, Default)]
-pub struct MessagePermits(Arc<Mutex<VecDeque<Admitted>>>);
+pub struct MessagePermits(Arc<Admissions>);
+
+#[derive(Debug, Default)]
+struct Admissions {
+    admitted: Mutex<VecDeque<Admitted>>,
+    /// Whether a message has begun and is not complete.
+    is_arriving: AtomicBool,
+}
 
 /// The permit of one message.
 #[derive(Debug)]
@@ -170,7 +177,7 @@ impl MessagePermits {
     #[must_use]
     pub fn take(&self, bytes: impl FnOnce() -> usize) -> Option<OwnedSemaphorePermit> {
         let Admitted { mut permit, is_compressed } =
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front()?;
+            self.0.admitted.lock().unwrap_or_else(PoisonError::into_inner).pop_front()?;
         if is_compressed {
             let surplus = permit.num_permits().saturating_sub(bytes() / Intake::UNIT_BYTES + 1);
             drop(permit.split(surplus));
@@ -178,8 +185,15 @@ impl MessagePermits {
         Some(permit)
     }
 
+    /// Whether a message has begun and is not complete. It has taken room, or waits for it, and is given up in time only
+    /// while somebody reads on.
+    #[must_use]
+    pub fn is_arriving(&self) -> bool {
+        self.0.is_arriving.load(Ordering::Relaxed)
+    }
+
     fn put(&self, permit: OwnedSemaphorePermit, is_compressed: bool) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(Admitted { permit, is_compressed });
+        self.0.admitted.lock().unwrap_or_else(PoisonError::into_inner).push_back(Admitted { permit, is_compressed });
     }
 }
 
@@ -272,6 +286,25 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = self.get_mut();
+        let polled = this.poll_admitted(cx);
+        let is_arriving = this.entering.is_some() || this.arriving.is_some();
+        this.permits.0.is_arriving.store(is_arriving, Ordering::Relaxed);
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let is_between_messages = matches!(self.phase, Phase::Header { .. });
+        self.held.is_empty() && is_between_messages && self.inner.is_end_stream()
+    }
+}
+
+impl<B> IntakeBody<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<tonic::codegen::StdError>,
+{
+    fn poll_admitted(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, tonic::codegen::StdError>>> {
+        let this = self;
         loop {
             if !this.held.is_empty() {
                 return Poll::Ready(Some(Ok(Frame::data(ready!(this.poll_admit(cx))))));
@@ -302,11 +335,6 @@ where
                 }
             }
         }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        let is_between_messages = matches!(self.phase, Phase::Header { .. });
-        self.held.is_empty() && is_between_messages && self.inner.is_end_stream()
     }
 }
 
@@ -372,10 +400,12 @@ mod tests {
         let (mut second, second_permits) = intake.admit(chunks());
         assert!(read(&mut first).await.is_some());
         assert!(read(&mut second).await.is_none());
+        assert!(!first_permits.is_arriving() && second_permits.is_arriving());
         let permit = first_permits.take(|| 600 << 10);
         assert!(read(&mut second).await.is_none());
         drop(permit);
         assert!(read(&mut second).await.is_some());
+        assert!(!second_permits.is_arriving());
         assert!(second_permits.take(|| 600 << 10).is_some());
     }
 

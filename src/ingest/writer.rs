@@ -52,7 +52,8 @@ impl Writer {
     /// ordered with them. A receipt speaks only of what is committed.
     ///
     /// The write runs in a task of its own: whoever stops waiting, because its client went away, cannot cut it in half.
-    /// `permit` is held until the write is done. Of an upload of which a batch was refused, nothing later is written.
+    /// `permit` is held until the write is done. Of an upload of which a batch was refused,
+    /// nothing later is written by the same lane; another lane may have been faster.
     #[must_use]
     pub fn submit(&self, event: IngestEvent, permit: Option<OwnedSemaphorePermit>, upload: &UploadState) -> Receipt {
         let (tell, receipt) = oneshot::channel();

@@ -78,6 +78,9 @@ struct Upload {
     /// The session that this stream started last.
     current: Option<SessionId>,
     state: UploadState,
+    /// The receipt to give next, once no message is half here: whoever takes it may not come back for long, and until then
+    /// nothing is read.
+    ready: Option<Result<SessionReceipt>>,
     /// The receipts to come, with the bytes of their messages.
     in_flight: VecDeque<(Receipt, usize)>,
     /// A start or an end, which waits until what came before is committed, and whose receipt what comes after waits for.
@@ -96,6 +99,7 @@ impl Upload {
             permits,
             current: None,
             state: UploadState::default(),
+            ready: None,
             in_flight: VecDeque::new(),
             boundary: None,
             is_at_boundary: false,
@@ -107,7 +111,11 @@ impl Upload {
     /// of a session.
     async fn next(&mut self) -> Result<Option<SessionReceipt>, Status> {
         loop {
-            if self.in_flight.is_empty() {
+            let is_arriving = self.is_arriving();
+            if !is_arriving && let Some(receipt) = self.ready.take() {
+                return Ok(Some(receipt?));
+            }
+            if self.in_flight.is_empty() && self.ready.is_none() {
                 self.is_at_boundary = false;
                 if let Some((event, permit)) = self.boundary.take() {
                     self.is_at_boundary = true;
@@ -120,15 +128,19 @@ impl Upload {
             let drain = self.services.drain.clone();
             tokio::select! {
                 biased;
-                receipt = oldest(&mut self.in_flight) => {
+                receipt = oldest(&mut self.in_flight), if self.ready.is_none() => {
                     self.in_flight.pop_front();
                     // Its writer is gone only if it broke down.
-                    return Ok(Some(receipt.unwrap_or(Err(Error::Internal))?));
+                    self.ready = Some(receipt.unwrap_or(Err(Error::Internal)));
                 }
                 () = drain.cancelled(), if takes_more => self.end = Some(Err(Error::Draining.into())),
-                message = self.messages.message(), if takes_more => self.take(message),
+                message = self.messages.message(), if takes_more || is_arriving => self.take(message),
             }
         }
+    }
+
+    fn is_arriving(&self) -> bool {
+        self.end.is_none() && self.permits.as_ref().is_some_and(MessagePermits::is_arriving)
     }
 
     fn takes_more(&self) -> bool {

@@ -130,6 +130,9 @@ impl<'a> Append<'a> {
                     round.iter().for_each(|index| self.known.forget(self.batches[*index].batch.session));
                     if round.len() > 1 && failure.may_be_of_one(attempts.failed()) {
                         self.one_by_one = true;
+                    } else if failure.is_lock_timeout() && attempts.failed() > 0 {
+                        // Whoever holds it has it for long; the others do not wait for that.
+                        round.into_iter().for_each(|index| self.settle(index, Err(Error::Contention)));
                     } else if let Err(error) = attempts.again_after(failure).await {
                         let hopeless = if error == Error::DatabaseUnavailable { self.indices() } else { round };
                         hopeless.into_iter().for_each(|index| self.settle(index, Err(error.clone())));
@@ -168,10 +171,11 @@ impl<'a> Append<'a> {
 
     /// One transaction. Settles what it can; what it leaves is for the next.
     async fn write(&mut self, round: &[usize]) -> Result<(), Failure> {
-        let fresh = self.read_unknown(round).await?;
-        self.resolve_doubts().await?;
+        let store = self.store;
+        let fresh = in_time(store, Box::pin(self.read_unknown(round))).await?;
+        in_time(store, Box::pin(self.resolve_doubts())).await?;
         let mut plan = self.plan(round, &fresh);
-        self.compare(&mut plan).await?;
+        in_time(store, Box::pin(self.compare(&mut plan))).await?;
         plan.count();
         if !plan.tracks.is_empty() {
             match self.store.append(&plan, self.now).await {
@@ -313,14 +317,23 @@ impl<'a> Append<'a> {
     }
 }
 
+/// Reads in time: a lane that waited for ever would keep all who wait for it.
+async fn in_time<T>(store: &Store, reading: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    store.in_time(async { Ok(reading.await) }).await.unwrap_or_else(|error| Err(Failure::Refused(error)))
+}
+
 impl Failure {
+    fn is_lock_timeout(&self) -> bool {
+        matches!(self, Self::Database(error) if is_lock_timeout(error))
+    }
+
     /// Whether one batch may be at fault, or one session in use elsewhere, so that the others go through without it. What may
     /// pass by itself is given a second chance first.
     fn may_be_of_one(&self, failed_before: u32) -> bool {
         match self {
             Self::Database(error) => match Cause::of(error) {
                 Cause::Unavailable | Cause::Denied => false,
-                cause => failed_before > 0 || !cause.is_passing() || is_lock_timeout(error),
+                cause => failed_before > 0 || !cause.is_passing() || self.is_lock_timeout(),
             },
             Self::Outdated => failed_before > 0,
             Self::Refused(_) => false,

@@ -69,21 +69,29 @@ pub(super) fn postgres(url: &DatabaseUrl, connections: u32, outage: &Outage) -> 
 #[derive(Clone, Debug)]
 pub(super) struct CopyPool {
     pub(super) pool: PgPool,
-    /// None where the server has a Unix socket itself.
+    /// None where the server has a Unix socket itself, or we can have none.
     _relay: Option<Arc<Relay>>,
 }
 
+/// How many writers there may be. Each has a connection while it writes, and no more are made than are used.
+const MAX_WRITERS: u32 = 64;
+
 /// Connections for COPY, made when they are needed.
-pub(super) fn copy(url: &DatabaseUrl, connections: u32, outage: &Outage) -> Result<CopyPool, DbErr> {
+pub(super) fn copy(url: &DatabaseUrl, outage: &Outage) -> Result<CopyPool, DbErr> {
     let mut options = postgres_options(url)?;
     let mut relay = None;
     if options.get_socket().is_none() && !options.get_host().starts_with('/') {
-        let started = Relay::start(options.get_host().to_owned(), options.get_port());
-        let started = started.map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(sqlx::Error::Io(error).into())))?;
-        options = options.socket(started.folder());
-        relay = Some(Arc::new(started));
+        match Relay::start(options.get_host().to_owned(), options.get_port()) {
+            Ok(started) => {
+                options = options.socket(started.folder());
+                relay = Some(Arc::new(started));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no Unix socket in the folder for temporary files: writing will be slower");
+            }
+        }
     }
-    Ok(CopyPool { pool: postgres_pool(connections, outage).connect_lazy_with(options), _relay: relay })
+    Ok(CopyPool { pool: postgres_pool(MAX_WRITERS, outage).connect_lazy_with(options), _relay: relay })
 }
 
 fn postgres_options(url: &DatabaseUrl) -> Result<PgConnectOptions, DbErr> {

@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 /// As much as a merged transaction may need: room for less than that is a full disk.
 const PROBE_BYTES: usize = 1 << 20;
 
-/// How long the database may take to say that it is there.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// How long the database may take to say that it is there. Asked every second, it is found away within 4 s.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
 /// How long a question may take: longer than the database lets a statement run.
 const ASK_TIMEOUT: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(5));
@@ -63,8 +63,8 @@ impl Store {
         !*self.answers.borrow()
     }
 
-    /// Asks the database for something in a task of its own: breaking that off in the middle because the client has gone would
-    /// leave its connection in a state that the driver does not know. See [`Store::in_time`].
+    /// Asks the database for something in a task of its own, which a client that goes away does not break off in the middle.
+    /// See [`Store::in_time`].
     pub async fn ask<T, F>(&self, question: impl FnOnce(Self) -> F) -> Result<T>
     where
         T: Send + 'static,

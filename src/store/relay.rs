@@ -5,19 +5,23 @@
 //! acknowledged, and the other side may take 40 ms for that: every transaction of the write would. So the driver connects to
 //! a Unix socket in a folder that only this user can enter, and each connection is carried on from there, TLS and all.
 
-use std::{io, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{io, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use tempfile::TempDir;
 use tokio::{
     io::copy_bidirectional_with_sizes,
     net::{TcpStream, UnixListener, UnixStream},
     task::JoinSet,
+    time::timeout,
 };
 use tokio_util::task::AbortOnDropHandle;
 
 /// Bytes that are carried at once, in each direction: COPY sends much, and gets little.
 const BYTES_UP: usize = 128 << 10;
 const BYTES_DOWN: usize = 8 << 10;
+
+/// How long the server may take to accept a connection. Whoever asked for it waits no longer than that.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Carries connections until it is dropped.
 #[derive(Debug)]
@@ -57,7 +61,7 @@ async fn carry_all(listener: UnixListener, host: String, port: u16) {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection of our own");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
             Some(_) = connections.join_next() => {}
@@ -67,7 +71,7 @@ async fn carry_all(listener: UnixListener, host: String, port: u16) {
 
 /// Carries one connection to its end. Where the server cannot be reached, the driver's connection ends.
 async fn carry(mut driver: UnixStream, host: &str, port: u16) -> io::Result<()> {
-    let mut server = TcpStream::connect((host, port)).await?;
+    let mut server = timeout(CONNECT_TIMEOUT, TcpStream::connect((host, port))).await??;
     server.set_nodelay(true)?;
     copy_bidirectional_with_sizes(&mut driver, &mut server, BYTES_UP, BYTES_DOWN).await?;
     Ok(())
