@@ -3,6 +3,7 @@
 mod intake;
 mod lane;
 mod receipts;
+mod room;
 mod writer;
 
 pub use intake::{Intake, IntakeBody, MessagePermits};

@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -18,13 +18,10 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, Sleep, sleep_until},
-};
-use tokio_util::sync::PollSemaphore;
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 
+use super::room::{Arriving, Entering, Room};
 use crate::error::Error;
 
 /// Messages of up to this many bytes have room of their own.
@@ -32,10 +29,6 @@ const SMALL_BYTES: usize = 64 << 10;
 
 /// The part of all room that is theirs.
 const SMALL_SHARE: u32 = 4;
-
-/// While others wait for the room that a message has taken, this many of its bytes must come in this time.
-const BYTES_A_TICK: usize = 64 << 10;
-const TICK: Duration = Duration::from_secs(2);
 
 /// Bytes of the gRPC header before each message: a flag that says whether it is compressed, and its length.
 /// See <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>.
@@ -48,27 +41,6 @@ pub struct Intake {
     large: Arc<Room>,
     max_message_bytes: usize,
     stall_timeout: Duration,
-}
-
-/// Room for messages.
-#[derive(Debug)]
-struct Room {
-    units: Arc<Semaphore>,
-    capacity_units: u32,
-    /// How many messages wait for it.
-    waiting: AtomicUsize,
-}
-
-impl Room {
-    fn new(capacity_units: u32) -> Arc<Self> {
-        let permits = usize::try_from(capacity_units).unwrap_or(Semaphore::MAX_PERMITS);
-        let units = Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
-        Arc::new(Self { units, capacity_units, waiting: AtomicUsize::new(0) })
-    }
-
-    fn units_for(&self, bytes: usize) -> u32 {
-        u32::try_from(bytes / Intake::UNIT_BYTES + 1).unwrap_or(u32::MAX).min(self.capacity_units)
-    }
 }
 
 impl Intake {
@@ -98,58 +70,6 @@ impl Intake {
             permits: permits.clone(),
         };
         (body, permits)
-    }
-}
-
-/// A message that waits for room.
-#[derive(Debug)]
-struct Entering {
-    room: Arc<Room>,
-    units: PollSemaphore,
-}
-
-impl Entering {
-    fn new(room: &Arc<Room>) -> Self {
-        room.waiting.fetch_add(1, Ordering::Relaxed);
-        Self { room: Arc::clone(room), units: PollSemaphore::new(Arc::clone(&room.units)) }
-    }
-}
-
-impl Drop for Entering {
-    fn drop(&mut self) {
-        self.room.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A message that was let in and is not complete.
-#[derive(Debug)]
-struct Arriving {
-    room: Arc<Room>,
-    timer: Pin<Box<Sleep>>,
-    deadline: Instant,
-    /// Bytes that have come since the timer was set.
-    bytes: usize,
-}
-
-impl Arriving {
-    fn new(room: &Arc<Room>, stall_timeout: Duration) -> Self {
-        let now = Instant::now();
-        let deadline = now + stall_timeout;
-        Self { room: Arc::clone(room), timer: Box::pin(sleep_until(deadline.min(now + TICK))), deadline, bytes: 0 }
-    }
-
-    /// Completes when the message is to be given up.
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            ready!(self.timer.as_mut().poll(cx));
-            let now = Instant::now();
-            let is_in_the_way = self.bytes < BYTES_A_TICK && self.room.waiting.load(Ordering::Relaxed) > 0;
-            if now >= self.deadline || is_in_the_way {
-                return Poll::Ready(());
-            }
-            self.bytes = 0;
-            self.timer.as_mut().reset(self.deadline.min(now + TICK));
-        }
     }
 }
 
@@ -244,7 +164,7 @@ impl<B: Body<Data = Bytes> + Unpin> IntakeBody<B> {
                 };
                 let room = if reserved <= SMALL_BYTES { &self.intake.small } else { &self.intake.large };
                 let entering = self.entering.get_or_insert_with(|| Entering::new(room));
-                let permit = ready!(entering.units.poll_acquire_many(cx, entering.room.units_for(reserved)));
+                let permit = ready!(entering.poll_enter(cx, reserved));
                 let room = self.entering.take().map(|entering| Arc::clone(&entering.room));
                 if let Some(permit) = permit {
                     self.permits.put(permit, flag != 0);
@@ -342,7 +262,7 @@ where
 mod tests {
     use std::future::poll_fn;
 
-    use super::*;
+    use super::{super::room::TICK, *};
 
     /// A body of these chunks that then says nothing more.
     struct Chunks(VecDeque<Bytes>);
