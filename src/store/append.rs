@@ -204,9 +204,9 @@ impl<'a> Append<'a> {
         if unknown.is_empty() {
             return Ok(HashSet::new());
         }
-        // The sessions first: whichever has no tracks then has none, or is being erased, which the write will notice.
-        let there = existing(&self.store.write, &unknown).await?;
+        // The tracks first: of a session that is there afterwards, none was taken away before.
         let mut tracks = tracks_of(&self.store.write, &unknown).await?;
+        let there = existing(&self.store.write, &unknown).await?;
         for session in unknown.iter().filter(|session| !there.contains(session)) {
             let session = SessionId::from_uuid(*session);
             let error = absent(&self.store.write, session).await?;
