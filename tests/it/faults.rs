@@ -100,7 +100,8 @@ async fn senders_behind_a_faulty_network_lose_nothing_and_store_nothing_twice(ba
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_behind_a_faulty_network_to_its_database_loses_nothing_and_recovers() {
-    for seed in seeds(PLANS) {
+    // Only some connections break at a COMMIT that is worth something: with fewer plans, acknowledging it unseen goes unnoticed.
+    for seed in seeds(3 * PLANS) {
         say_seed(seed);
         let database = TestDatabase::new(Backend::Postgres).await;
         let proxy = Proxy::start(server_of(&database.url), between_server_and_database(seed, FEW_BYTES)).await;
