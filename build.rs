@@ -5,8 +5,10 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 use tonic_prost_build::manual;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 7] = [
     "reel/v1/action.proto",
+    "reel/v1/analytics.proto",
+    "reel/v1/filter.proto",
     "reel/v1/ingest.proto",
     "reel/v1/playback.proto",
     "reel/v1/session.proto",

@@ -5,6 +5,7 @@
 mod client;
 mod demo;
 mod import;
+mod index;
 mod play;
 mod serve;
 mod signals;
@@ -21,7 +22,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use self::{demo::DemoArgs, import::ImportArgs, play::PlayArgs};
+use self::{demo::DemoArgs, import::ImportArgs, index::IndexArgs, play::PlayArgs};
 use crate::config::{DatabaseArgs, ServeArgs};
 
 /// Why a subcommand failed, for people.
@@ -47,6 +48,8 @@ enum Command {
     Migrate(DatabaseArgs),
     /// Sends recordings to a running service
     Import(ImportArgs),
+    /// Checks the index by which sessions are found, or makes it anew
+    Index(IndexArgs),
     /// Prints a session as JSON Lines, for reading and for `reel import`
     Play(PlayArgs),
     /// Records a real visit to a web application and plays it back, to see what Reel does
@@ -68,6 +71,10 @@ impl Cli {
             Command::Import(args) => {
                 log_at("warn");
                 import::import(args).await
+            }
+            Command::Index(args) => {
+                log_at("warn");
+                index::index(args).await
             }
             Command::Play(args) => {
                 log_at("warn");

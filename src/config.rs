@@ -109,8 +109,8 @@ pub struct DatabaseArgs {
         hide_env_values = true
     )]
     pub database_url: GivenUrl,
-    /// Connections to PostgreSQL for writing, and as many for reading, beside one for each of the writers and two for
-    /// itself; SQLite has one writer and so many readers
+    /// Connections to PostgreSQL for writing, as many for reading and half as many for searches and analysis, beside one for
+    /// each of the writers and two for itself; SQLite has one writer, so many readers and half as many for searches
     #[arg(long, env = "REEL_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1000))]
     pub database_connections: u32,
 }
@@ -150,9 +150,21 @@ pub struct ServiceArgs {
     /// Transactions that write actions at once, each for many senders [default: 2 on PostgreSQL; SQLite takes 1]
     #[arg(long, env = "REEL_WRITERS", value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub writers: Option<u8>,
+    /// Whether this process keeps the index by which sessions are found; of all processes on a database at least one should
+    #[arg(long, env = "REEL_INDEXER", default_value = "on", value_name = "SWITCH")]
+    pub indexer: Switch,
     /// What requests may not exceed.
     #[command(flatten)]
     pub limits: Limits,
+}
+
+/// On or off.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Switch {
+    /// It is done.
+    On,
+    /// It is not done.
+    Off,
 }
 
 /// What requests may not exceed. Each error names the limit that was hit.
@@ -171,10 +183,10 @@ pub struct Limits {
     #[arg(long, env = "REEL_MAX_JSON_DEPTH", default_value_t = 128, value_name = "N", value_parser = json_depth)]
     pub max_json_depth: usize,
     /// Bytes of an action's type, a track's source and an end's reason
-    #[arg(long, env = "REEL_MAX_TYPE_BYTES", default_value_t = 64, value_name = "BYTES", value_parser = positive)]
+    #[arg(long, env = "REEL_MAX_TYPE_BYTES", default_value_t = 64, value_name = "BYTES", value_parser = type_bytes)]
     pub max_type_bytes: usize,
     /// Bytes of an action's target
-    #[arg(long, env = "REEL_MAX_TARGET_BYTES", default_value_t = 1_024, value_name = "BYTES", value_parser = positive)]
+    #[arg(long, env = "REEL_MAX_TARGET_BYTES", default_value_t = 1_024, value_name = "BYTES", value_parser = target_bytes)]
     pub max_target_bytes: usize,
     /// Attributes of a session, or of a user
     #[arg(long, env = "REEL_MAX_ATTRIBUTES", default_value_t = 64, value_name = "N", value_parser = positive)]
@@ -199,6 +211,20 @@ fn positive(text: &str) -> Result<usize, String> {
         Ok(number) => Ok(number),
         Err(error) => Err(format!("{error}")),
     }
+}
+
+/// Type and target together are a key of the index, where PostgreSQL takes 2,704 bytes.
+fn target_bytes(text: &str) -> Result<usize, String> {
+    positive_up_to(text, 2_048)
+}
+
+fn type_bytes(text: &str) -> Result<usize, String> {
+    positive_up_to(text, 512)
+}
+
+fn positive_up_to(text: &str, limit: usize) -> Result<usize, String> {
+    let number = positive(text)?;
+    if number > limit { Err(format!("must be at most {limit}")) } else { Ok(number) }
 }
 
 /// More are not even taken out of their message.

@@ -109,6 +109,9 @@ pub enum Error {
     /// A statement took longer than statements may take.
     #[error("the database took too long to answer")]
     StatementTimeout,
+    /// More questions are being answered than can be at once.
+    #[error("too many questions are being answered")]
+    TooManyQuestions,
     /// The service is shutting down.
     #[error("the service is shutting down")]
     Draining,
@@ -157,6 +160,7 @@ impl Error {
             Self::UploadTooLong { .. } => (Code::ResourceExhausted, "UPLOAD_TOO_LONG", None),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
             Self::StatementTimeout => (Code::DeadlineExceeded, "STATEMENT_TIMEOUT", None),
+            Self::TooManyQuestions => (Code::Unavailable, "TOO_MANY_QUESTIONS", second),
             Self::Draining => (Code::Unavailable, "DRAINING", second),
             Self::NotReady => (Code::Unavailable, "NOT_READY", second),
             Self::DatabaseUnavailable => (Code::Unavailable, "DATABASE_UNAVAILABLE", second),

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod convert;
 pub mod error;
+pub mod index;
 pub mod ingest;
 pub mod maintenance;
 pub mod model;

@@ -3,19 +3,35 @@
 //! Nothing in here knows protobuf, SQL or gRPC.
 
 mod action;
+mod analytics;
+mod data_condition;
+mod evaluation;
+mod filter;
 mod ingest_event;
 mod receipt;
+mod search;
 mod session;
 mod session_id;
+mod summary;
 
 pub use action::{
     Action, Batch, BatchAction, ContentDigest, DEFAULT_SOURCE, ERROR_TYPE, LATEST_TIME, Position, REJECTED_TYPE,
     RejectedAction, RejectionReason, StoredAction,
 };
+pub use analytics::{
+    ActionCounting, ActionCounts, Dimension, ErrorFrequency, FunnelCounting, FunnelStep, GroupKey, Transition,
+    TransitionCounting, Transitions,
+};
+pub use data_condition::{DataCondition, DataPath, DataTest, NotAPath, Scalar};
+pub use evaluation::{Evaluation, Verdict};
+pub use filter::{
+    ActionMatch, ActionView, AttributeMatch, Between, SequenceStep, SessionFilter, SessionOrder, TargetMatch,
+};
 pub use ingest_event::IngestEvent;
 pub use receipt::{Rejection, SessionReceipt, TrackReceipt};
+pub use search::{ActionSearch, FoundAction, FoundSession, FoundSessions, SessionPlace, SessionSearch};
 pub use session::{
-    Attributes, DEFAULT_END_REASON, Erased, IDLE_END_REASON, Session, SessionEnd, SessionFilter, SessionStart, Track,
-    User,
+    Attributes, DEFAULT_END_REASON, Erased, IDLE_END_REASON, Pin, Session, SessionEnd, SessionStart, Track, User,
 };
 pub use session_id::{NotASessionId, SessionId};
+pub use summary::{FacetCount, Facets, LONGEST_PAUSE, Summary, Summing, duration_ms};

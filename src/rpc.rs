@@ -1,5 +1,6 @@
 //! The gRPC services, one file each: parse, call, reply, and nothing else.
 
+mod analytics;
 mod codec;
 mod ingest;
 mod playback;

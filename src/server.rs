@@ -14,10 +14,14 @@ use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
 use self::{health::Health, layer::RpcLayer};
 use crate::{
     changes::Changes,
-    config::ServiceArgs,
+    config::{ServiceArgs, Switch},
+    index,
     ingest::{Intake, Writer},
     maintenance::maintain,
-    proto::{DESCRIPTORS, session_service_server::SessionServiceServer, user_service_server::UserServiceServer},
+    proto::{
+        DESCRIPTORS, analytics_service_server::AnalyticsServiceServer, session_service_server::SessionServiceServer,
+        user_service_server::UserServiceServer,
+    },
     rpc::{IngestServiceServer, PlaybackServiceServer, Services},
     store::{Store, Unfit},
 };
@@ -71,6 +75,7 @@ pub async fn run(
             () = health.watch() => {}
             () = changes.exchange(&store) => {}
             () = maintain(&store, &changes, args.idle_timeout) => {}
+            () = index::keep(&store), if args.indexer == Switch::On => {}
         }
         std::future::pending().await
     };
@@ -143,6 +148,7 @@ fn routes(services: &Services, health: health::HealthService) -> Routes {
         .add_service(configured!(PlaybackServiceServer))
         .add_service(configured!(SessionServiceServer))
         .add_service(configured!(UserServiceServer))
+        .add_service(configured!(AnalyticsServiceServer))
         .add_service(health)
         .add_service(reflection().build_v1().unwrap_or_else(|error| unreachable!("our own descriptors: {error}")))
         .add_service(reflection().build_v1alpha().unwrap_or_else(|error| unreachable!("our own descriptors: {error}")));

@@ -15,15 +15,19 @@ use self::connect::Outage;
 use crate::{config::DatabaseUrl, error::Result};
 
 mod action;
+mod analytics;
 mod append;
 mod changes;
 mod connect;
 mod entity;
 mod failure;
+mod index;
 mod partition;
 mod prepare;
 mod probe;
+mod question;
 mod relay;
+mod search;
 mod session;
 mod track;
 mod user;
@@ -31,8 +35,10 @@ mod user;
 pub use action::{ActionQuery, ActionRows, SeqWindow};
 pub use append::{Arrived, KnownSessions};
 pub use changes::ChangeListener;
+pub use index::{Difference, Due, DueSession, FacetIds};
 pub use partition::PARTITION_DAYS_AHEAD;
 pub use prepare::Unfit;
+pub use question::QueryPlan;
 
 /// A handle on the database. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -46,6 +52,8 @@ pub struct Store {
     read: DatabaseConnection,
     /// For asking whether the database is there, however busy the other connections are.
     probe: DatabaseConnection,
+    /// For what reads more than a row or a page.
+    desk: question::Desk,
     backend: DatabaseBackend,
     known_partitions: Arc<partition::KnownPartitions>,
     /// Whether a write has failed, and none has gone through since that was to find out.
@@ -63,9 +71,9 @@ impl Store {
         let outage = Outage::default();
         let (write, read, probe) = if url.is_sqlite() {
             (
-                connect::sqlite(url, 1, false).await?,
-                connect::sqlite(url, connections.max(1), true).await?,
-                connect::sqlite(url, 1, true).await?,
+                connect::sqlite(url, 1, false, None).await?,
+                connect::sqlite(url, connections.max(1), true, None).await?,
+                connect::sqlite(url, 1, true, None).await?,
             )
         } else {
             // One more reader for good: it listens to other processes.
@@ -73,11 +81,13 @@ impl Store {
             let open = |connections| connect::postgres(url, connections, &outage);
             (open(connections)?, open(connections + 1)?, open(1)?)
         };
+        let counters = connect::counters(url, (connections / 2).max(2), &outage).await?;
+        let desk = question::Desk::new(counters, connect::STATEMENT_TIMEOUT);
         let copy = if url.is_sqlite() { None } else { Some(connect::copy(url, &outage)?) };
         let backend = write.get_database_backend();
         let answers = watch::Sender::new(true);
         let (known_partitions, writes_in_doubt) = (Arc::default(), Arc::default());
-        Ok(Self { write, copy, read, probe, backend, known_partitions, writes_in_doubt, answers, outage })
+        Ok(Self { write, copy, read, probe, desk, backend, known_partitions, writes_in_doubt, answers, outage })
     }
 
     /// How many transactions can write at once to some purpose, where so many are asked for. On PostgreSQL a second one
@@ -94,6 +104,7 @@ impl Store {
                 tracing::warn!(%error, "a connection pool did not close");
             }
         }
+        self.desk.close().await;
         if let Some(copy) = &self.copy {
             copy.pool.close().await;
         }

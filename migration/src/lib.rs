@@ -9,6 +9,7 @@ pub use sea_orm_migration::{MigratorTrait, prelude};
 mod m20261122_000001_sessions;
 mod m20261122_000002_actions;
 mod m20261122_000003_erasure;
+mod m20261124_000004_index;
 
 /// All migrations, oldest first.
 #[derive(Debug)]
@@ -21,6 +22,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261122_000001_sessions::Migration),
             Box::new(m20261122_000002_actions::Migration),
             Box::new(m20261122_000003_erasure::Migration),
+            Box::new(m20261124_000004_index::Migration),
         ]
     }
 }

@@ -9,7 +9,7 @@ use sea_orm_migration::{prelude::*, sea_orm::DatabaseBackend};
 pub(crate) struct Migration;
 
 /// One session after the other, each planned for itself: a statement for all would lock every partition.
-const POSTGRES: &str = "
+pub(crate) const POSTGRES: &str = "
 CREATE FUNCTION reel_erase_sessions() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     erased uuid;
@@ -25,7 +25,7 @@ CREATE TRIGGER sessions_erase AFTER DELETE ON sessions
 ";
 
 /// Tracks and sessions too: foreign keys are off in SQLite's own shell.
-const SQLITE: &str = "
+pub(crate) const SQLITE: &str = "
 CREATE TRIGGER users_erase AFTER DELETE ON users BEGIN
     DELETE FROM sessions WHERE user_id = OLD.id;
 END;

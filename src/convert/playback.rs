@@ -17,7 +17,7 @@ pub enum PlaybackMessage {
     /// Actions.
     Page(PlayedPage),
     /// What else there is.
-    Other(proto::PlaySessionResponse),
+    Other(Box<proto::PlaySessionResponse>),
 }
 
 /// Consecutive actions of a playback.

@@ -1,10 +1,14 @@
 //! Replies.
 
-use chrono::{DateTime, Utc};
-use prost_types::Timestamp;
+use chrono::{DateTime, TimeDelta, Utc};
+use prost_types::{Duration, Timestamp};
 
 use crate::{
-    model::{Rejection, RejectionReason, Session, SessionReceipt, Track, TrackReceipt, User},
+    model::{
+        FoundAction, FoundSession, Rejection, RejectionReason, Session, SessionId, SessionReceipt, Track, TrackReceipt,
+        User, duration_ms,
+    },
+    playback::Cursor,
     proto,
 };
 
@@ -26,7 +30,62 @@ pub fn session_to_proto(session: Session) -> proto::Session {
         end_reason: session.end_reason.unwrap_or_default(),
         attributes: session.attributes.into_iter().collect(),
         tracks: session.tracks.into_iter().map(track_to_proto).collect(),
+        summary: None,
+        pin_expire_time: session.pin.as_ref().map(|pin| timestamp(pin.until)),
+        pin_reason: session.pin.map(|pin| pin.reason).unwrap_or_default(),
+        first_match: None,
     }
+}
+
+/// A session with what its actions say, and where it matched.
+#[must_use]
+pub fn found_session_to_proto(found: FoundSession) -> proto::Session {
+    let (id, summary) = (found.session.id, found.summary);
+    let first_match = found.first_match.map(|time| proto::FirstMatch {
+        time: Some(timestamp(time)),
+        offset: Some(offset(id, time)),
+        cursor: Cursor::at(id, &found.session.tracks, time).encode(),
+    });
+    let summary = proto::SessionSummary {
+        first_action_time: summary.first_action_at.map(timestamp),
+        duration: Some(millis(duration_ms(id, summary.last_action_at))),
+        active_time: Some(millis(summary.active_ms)),
+        rage_click_count: summary.rage_click_count,
+        is_dead_end: summary.is_dead_end,
+    };
+    proto::Session { summary: Some(summary), first_match, ..session_to_proto(found.session) }
+}
+
+/// An action and where it is.
+#[must_use]
+pub fn found_action_to_proto(found: FoundAction) -> proto::FoundAction {
+    let FoundAction { session, source, tracks, stored } = found;
+    let (time, seq, action) = (stored.action.timestamp, stored.seq, stored.action);
+    proto::FoundAction {
+        session_id: session.to_string(),
+        offset: Some(offset(session, time)),
+        cursor: Cursor::at(session, &tracks, time).encode(),
+        action: Some(proto::Action {
+            timestamp: Some(timestamp(time)),
+            r#type: action.kind.to_string(),
+            target: action.target.to_string(),
+            data: action.data.to_string(),
+            seq,
+            source,
+        }),
+    }
+}
+
+/// The offset from a session's start, and 0 before it.
+fn offset(session: SessionId, time: DateTime<Utc>) -> Duration {
+    let offset = (time - session.started_at()).max(TimeDelta::zero());
+    Duration { seconds: offset.num_seconds(), nanos: offset.subsec_nanos() }
+}
+
+/// A number of milliseconds.
+pub(super) fn millis(millis: i64) -> Duration {
+    let nanos = i32::try_from(millis % 1_000 * 1_000_000).unwrap_or(0);
+    Duration { seconds: millis / 1_000, nanos }
 }
 
 fn track_to_proto(track: Track) -> proto::Track {

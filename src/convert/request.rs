@@ -6,19 +6,23 @@ use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 
 use super::{
     action::{latest_time, parse_batch, read_texts},
-    token::PageToken,
+    filter::{parse_action_match, parse_session_filter},
+    token::{PageToken, Scope},
     upload::{UploadEvent, UploadMessage},
 };
 use crate::{
     config::Limits,
     error::{Error, Result},
-    model::{Attributes, DEFAULT_END_REASON, IngestEvent, SessionEnd, SessionFilter, SessionId, SessionStart, User},
+    model::{
+        ActionSearch, Attributes, DEFAULT_END_REASON, IngestEvent, LATEST_TIME, Pin, Position, SessionEnd, SessionId,
+        SessionOrder, SessionPlace, SessionSearch, SessionStart, User,
+    },
     playback::{Begin, Cursor, PlayRequest},
     proto,
 };
 
 /// How many types, sources or attribute keys a request may list.
-const MAX_LISTED: usize = 64;
+pub(super) const MAX_LISTED: usize = 64;
 
 /// The largest page of a list.
 const MAX_PAGE_SIZE: u64 = 1_000;
@@ -179,42 +183,103 @@ pub fn parse_play(request: proto::PlaySessionRequest) -> Result<PlayRequest> {
     Ok(PlayRequest { session, begin, until, types, sources, speed, max_idle, follow: request.follow })
 }
 
-/// Takes the filter of a list of sessions.
-pub fn parse_session_filter(filter: Option<proto::SessionFilter>) -> Result<SessionFilter> {
-    let Some(filter) = filter else { return Ok(SessionFilter::default()) };
-    let user_id = match filter.user_id {
-        id if id.is_empty() => None,
-        id => Some(parse_user_id("filter.user_id", id)?),
+/// Takes a request for sessions. Gives the search, for one session more than the page has, the page's size and what its
+/// tokens are bound to.
+pub fn parse_list_sessions(request: proto::ListSessionsRequest) -> Result<(SessionSearch, u64, Scope)> {
+    use proto::SessionOrder as Proto;
+
+    let size = page_size(request.page_size)?;
+    let order = match request.order_by() {
+        Proto::Unspecified if request.order_by != 0 => return Err(Error::invalid("order_by", "is no order")),
+        Proto::Unspecified | Proto::StartTime => SessionOrder::StartTime,
+        Proto::Duration => SessionOrder::Duration,
+        Proto::ActionCount => SessionOrder::ActionCount,
+        Proto::ErrorCount => SessionOrder::ErrorCount,
+        Proto::LastActionTime => SessionOrder::LastActionTime,
     };
-    let email = parse_user_email("filter.email", &filter.email)?;
-    let started_after = optional_timestamp("filter.started_after", filter.started_after.as_ref())?;
-    let started_before = optional_timestamp("filter.started_before", filter.started_before.as_ref())?;
-    if let (Some(after), Some(before)) = (started_after, started_before)
-        && before <= after
-    {
-        return Err(Error::invalid("filter.started_before", "must be later than `started_after`"));
+    let (ascending, count_total) = (request.ascending, request.count_total);
+    let filter = parse_session_filter(request.filter)?;
+    let scope = Scope::new("sessions", &(&filter, order, ascending, count_total));
+    let after = PageToken::parse(&request.page_token, &scope, |place| parse_place(&place))?;
+    Ok((SessionSearch { filter, order, ascending, after, limit: one_more(size), count_total }, size, scope))
+}
+
+/// One more than is asked for tells whether there is a next page.
+fn one_more(size: u64) -> usize {
+    usize::try_from(size).unwrap_or(usize::MAX).saturating_add(1)
+}
+
+fn parse_place(place: &str) -> Option<SessionPlace> {
+    let (key, session) = place.split_once(' ')?;
+    Some(SessionPlace { key: key.parse().ok()?, session: session.parse().ok()? })
+}
+
+/// A place as it is sealed in a page token.
+#[must_use]
+pub fn place_to_text(place: SessionPlace) -> String {
+    format!("{} {}", place.key, place.session)
+}
+
+/// Takes a request for actions. Gives the search, for one action more than the page has, the page's size and what its tokens
+/// are bound to.
+pub fn parse_list_actions(request: proto::ListActionsRequest) -> Result<(ActionSearch, u64, Scope)> {
+    let size = page_size(request.page_size)?;
+    let filter = parse_session_filter(request.filter)?;
+    let action = parse_action_match("match", request.r#match)?.unwrap_or_default();
+    if !action.names_facets() && !filter.has_time_range() {
+        let description = "give a type or a target, or both filter.started_after and filter.started_before";
+        return Err(Error::invalid("match", description));
     }
-    Ok(SessionFilter { user_id, email: (!email.is_empty()).then_some(email), started_after, started_before })
+    let scope = Scope::new("actions", &(&filter, &action));
+    let after = PageToken::parse(&request.page_token, &scope, |place| parse_action_place(&place))?;
+    Ok((ActionSearch { filter, action, after, limit: one_more(size) }, size, scope))
+}
+
+fn parse_action_place(place: &str) -> Option<(SessionId, Position)> {
+    let mut parts = place.split(' ');
+    let session = parts.next()?.parse().ok()?;
+    let timestamp = DateTime::from_timestamp_micros(parts.next()?.parse().ok()?)?;
+    let position = Position { timestamp, track: parts.next()?.parse().ok()?, seq: parts.next()?.parse().ok()? };
+    Some((session, position)).filter(|_| parts.next().is_none() && timestamp <= LATEST_TIME)
+}
+
+/// An action's place as it is sealed in a page token.
+#[must_use]
+pub fn action_place_to_text(session: SessionId, position: Position) -> String {
+    format!("{session} {} {} {}", position.timestamp.timestamp_micros(), position.track, position.seq)
 }
 
 /// What UpdateSession asks for.
-pub struct AttributeChanges {
+pub struct SessionChanges {
     /// The session.
     pub session: SessionId,
     /// Keys to remove, first.
     pub removed: Vec<String>,
     /// Entries to set, then.
     pub set: Attributes,
+    /// The pin to set, or that there is none any more. None leaves it as it is.
+    pub pin: Option<Option<Pin>>,
 }
 
 /// Takes the changes to a session.
-pub fn parse_update_session(request: proto::UpdateSessionRequest, limits: &Limits) -> Result<AttributeChanges> {
+pub fn parse_update_session(request: proto::UpdateSessionRequest, limits: &Limits) -> Result<SessionChanges> {
     let session = parse_session_id(&request.session_id)?;
     check_attributes("attributes", &request.attributes, limits)?;
     if request.removed_attributes.len() > MAX_LISTED {
         return Err(Error::invalid("removed_attributes", format!("at most {MAX_LISTED}")));
     }
-    Ok(AttributeChanges { session, removed: request.removed_attributes, set: request.attributes.into_iter().collect() })
+    let pin = request.pin.map(parse_pin).transpose()?;
+    let (removed, set) = (request.removed_attributes, request.attributes.into_iter().collect());
+    Ok(SessionChanges { session, removed, set, pin })
+}
+
+fn parse_pin(pin: proto::Pin) -> Result<Option<Pin>> {
+    check_text("pin.reason", &pin.reason, 256)?;
+    let until = optional_timestamp("pin.expire_time", pin.expire_time.as_ref())?;
+    if until.is_none() && !pin.reason.is_empty() {
+        return Err(Error::invalid("pin.reason", "must be empty where expire_time is left out"));
+    }
+    Ok(until.map(|until| Pin { until, reason: pin.reason }))
 }
 
 /// The number of entries of a page.
@@ -229,7 +294,7 @@ pub fn page_size(asked: i32) -> Result<u64> {
 impl PageToken {
     /// Where the page begins, by the request's token; None for the first page. `place` takes what was sealed: the seal
     /// keeps accidents out, and whoever reads this crate can make one.
-    pub fn parse<T>(token: &str, scope: &super::Scope, place: impl FnOnce(String) -> Option<T>) -> Result<Option<T>> {
+    pub fn parse<T>(token: &str, scope: &Scope, place: impl FnOnce(String) -> Option<T>) -> Result<Option<T>> {
         if token.is_empty() {
             return Ok(None);
         }
@@ -254,7 +319,10 @@ fn micros(time: DateTime<Utc>) -> DateTime<Utc> {
     time.trunc_subsecs(6)
 }
 
-fn optional_timestamp(field: &str, timestamp: Option<&prost_types::Timestamp>) -> Result<Option<DateTime<Utc>>> {
+pub(super) fn optional_timestamp(
+    field: &str,
+    timestamp: Option<&prost_types::Timestamp>,
+) -> Result<Option<DateTime<Utc>>> {
     let parse = |time| {
         parse_timestamp(time)
             .filter(|time| *time >= DateTime::UNIX_EPOCH)
@@ -264,7 +332,7 @@ fn optional_timestamp(field: &str, timestamp: Option<&prost_types::Timestamp>) -
 }
 
 /// A duration of at most the protobuf maximum, about 10,000 years.
-fn parse_duration(field: &str, duration: &prost_types::Duration) -> Result<Duration> {
+pub(super) fn parse_duration(field: &str, duration: &prost_types::Duration) -> Result<Duration> {
     let parsed = match (u64::try_from(duration.seconds), u32::try_from(duration.nanos)) {
         (Ok(seconds), Ok(nanos)) if seconds <= 315_576_000_000 && nanos < 1_000_000_000 => {
             Some(Duration::new(seconds, nanos))
@@ -301,7 +369,7 @@ fn check_attributes<'a>(
 }
 
 /// Text for people: of limited size and without control characters.
-fn check_text(field: &str, text: &str, limit: usize) -> Result<()> {
+pub(super) fn check_text(field: &str, text: &str, limit: usize) -> Result<()> {
     if text.len() > limit {
         return Err(Error::invalid(field, format!("has {} bytes, the limit is {limit}", text.len())));
     }

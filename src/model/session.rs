@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 
-use super::SessionId;
+use super::{SessionId, SessionOrder, SessionPlace};
 
 /// Why a session ended, where the sender gave no reason.
 pub const DEFAULT_END_REASON: &str = "ended";
@@ -65,8 +65,19 @@ pub struct Session {
     pub end_reason: Option<String>,
     /// What else is known of it.
     pub attributes: Attributes,
+    /// Whether it is kept, whatever its age.
+    pub pin: Option<Pin>,
     /// Its tracks by number.
     pub tracks: Vec<Track>,
+}
+
+/// That a session is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pin {
+    /// Until when.
+    pub until: DateTime<Utc>,
+    /// Why. May be empty.
+    pub reason: String,
 }
 
 impl Session {
@@ -80,6 +91,12 @@ impl Session {
     #[must_use]
     pub fn error_count(&self) -> i64 {
         self.tracks.iter().map(|track| track.error_count).sum()
+    }
+
+    /// Its place in an order.
+    #[must_use]
+    pub fn place(&self, order: SessionOrder) -> SessionPlace {
+        SessionPlace::of(self.id, order, self.action_count(), self.error_count(), self.last_action_at())
     }
 
     /// The latest timestamp of its actions.
@@ -108,19 +125,6 @@ pub struct Track {
     pub error_count: i64,
     /// The latest timestamp of its actions.
     pub last_action_at: Option<DateTime<Utc>>,
-}
-
-/// Which sessions to list. All parts are combined with AND.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SessionFilter {
-    /// Only sessions of this user.
-    pub user_id: Option<String>,
-    /// Only sessions of users with this e-mail address, in lower case.
-    pub email: Option<String>,
-    /// Only sessions that started at this time or later.
-    pub started_after: Option<DateTime<Utc>>,
-    /// Only sessions that started before this time.
-    pub started_before: Option<DateTime<Utc>>,
 }
 
 /// What an erasure removed.

@@ -46,6 +46,20 @@ impl SessionId {
         DateTime::from_timestamp_millis(self.unix_millis()).unwrap_or(DateTime::UNIX_EPOCH)
     }
 
+    /// The least of all ids, of whatever version, whose time part is this time or later, to the millisecond that ids have.
+    #[must_use]
+    pub fn least_at(time: DateTime<Utc>) -> Uuid {
+        let micros = time.timestamp_micros();
+        let millis = micros.div_euclid(1_000) + i64::from(micros.rem_euclid(1_000) > 0);
+        Uuid::from_u128(u128::from(millis.max(0).cast_unsigned()) << 80)
+    }
+
+    /// The least id that is greater, of whatever version. None after the last.
+    #[must_use]
+    pub fn successor(self) -> Option<Self> {
+        self.0.as_u128().checked_add(1).map(|next| Self(Uuid::from_u128(next)))
+    }
+
     fn unix_millis(self) -> i64 {
         let [a, b, c, d, e, f, ..] = *self.0.as_bytes();
         i64::from_be_bytes([0, 0, a, b, c, d, e, f])
@@ -88,6 +102,18 @@ mod tests {
         assert_eq!((first.started_at(), second.started_at()), (early, late));
         assert!(first < second);
         assert_eq!(first.to_string().parse(), Ok(first));
+    }
+
+    #[test]
+    fn the_least_id_at_a_time_is_between_the_sessions_before_and_those_from_then_on() {
+        let millis = |millis| DateTime::from_timestamp_millis(millis).expect("in range");
+        let before = SessionId::from_parts(millis(999), [255; 10]).as_uuid();
+        let from_then_on = SessionId::from_parts(millis(1_000), [0; 10]).as_uuid();
+        let least = SessionId::least_at(millis(1_000));
+        assert!(before < least && least <= from_then_on);
+        // A session that starts at 1.000 s does not start at 1.000001 s or later.
+        assert!(from_then_on < SessionId::least_at(millis(1_000) + chrono::TimeDelta::microseconds(1)));
+        assert_eq!(SessionId::least_at(millis(-1)), Uuid::nil());
     }
 
     #[test]

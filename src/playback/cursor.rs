@@ -93,6 +93,14 @@ pub struct Cursor {
     pub from: Option<DateTime<Utc>>,
 }
 
+impl Cursor {
+    /// Before the first action at this time, in a playback of what is committed now.
+    #[must_use]
+    pub fn at(session: SessionId, tracks: &[Track], time: DateTime<Utc>) -> Self {
+        Self { session, pass: Pass::first(tracks), position: None, from: Some(time) }
+    }
+}
+
 /// The layout of the text, as a private protobuf message.
 #[derive(Clone, PartialEq, Message)]
 struct Layout {

@@ -52,5 +52,5 @@ fn message(event: PlayEvent, player: &Player) -> PlaybackMessage {
         PlayEvent::Start(session) => Event::Start(PlaybackStart { session: Some(session_to_proto(*session)) }),
         PlayEvent::End { action_count, cursor } => Event::End(PlaybackEnd { action_count, cursor }),
     };
-    PlaybackMessage::Other(PlaySessionResponse { event: Some(event) })
+    PlaybackMessage::Other(Box::new(PlaySessionResponse { event: Some(event) }))
 }

@@ -7,12 +7,14 @@ use tonic::{Request, Response, Status};
 use super::Services;
 use crate::{
     convert::{
-        PageToken, Scope, page_size, parse_session_filter, parse_session_id, parse_update_session, session_to_proto,
+        PageToken, Scope, action_place_to_text, found_action_to_proto, found_session_to_proto, parse_list_actions,
+        parse_list_sessions, parse_session_id, parse_update_session, place_to_text,
     },
     error::{Error, Result},
     proto::{
-        DeleteSessionRequest, DeleteSessionResponse, GetSessionRequest, GetSessionResponse, ListSessionsRequest,
-        ListSessionsResponse, UpdateSessionRequest, UpdateSessionResponse, session_service_server::SessionService,
+        DeleteSessionRequest, DeleteSessionResponse, GetSessionRequest, GetSessionResponse, ListActionsRequest,
+        ListActionsResponse, ListSessionsRequest, ListSessionsResponse, UpdateSessionRequest, UpdateSessionResponse,
+        session_service_server::SessionService,
     },
 };
 
@@ -20,7 +22,7 @@ use crate::{
 impl SessionService for Services {
     async fn get_session(&self, request: Request<GetSessionRequest>) -> Result<Response<GetSessionResponse>, Status> {
         let id = parse_session_id(&request.into_inner().session_id)?;
-        let session = session_to_proto(self.store.ask(|store| async move { store.session_get(id).await }).await?);
+        let session = found_session_to_proto(self.store.session_describe(id).await?);
         Ok(Response::new(GetSessionResponse { session: Some(session) }))
     }
 
@@ -28,18 +30,26 @@ impl SessionService for Services {
         &self,
         request: Request<ListSessionsRequest>,
     ) -> Result<Response<ListSessionsResponse>, Status> {
-        let request = request.into_inner();
-        let filter = parse_session_filter(request.filter)?;
-        let size = page_size(request.page_size)?;
-        let scope = Scope::new("sessions", &filter);
-        let after = PageToken::parse(&request.page_token, &scope, |id| id.parse().ok())?;
+        let (search, size, scope) = parse_list_sessions(request.into_inner())?;
+        // Not in a task of its own: a caller that goes away takes the question along.
+        let found = self.store.session_search(&search, Utc::now()).await?;
+        let places: Vec<_> = found.sessions.iter().map(|found| found.session.place(search.order)).collect();
+        let mut sessions = found.sessions.into_iter().map(found_session_to_proto).collect();
+        let next_page_token = cut_page(&mut sessions, size, &scope, |last| place_to_text(places[last]));
+        Ok(Response::new(ListSessionsResponse { sessions, next_page_token, total_count: found.total }))
+    }
 
-        // One more than asked for tells whether there is a next page.
-        let listed = self.store.ask(|store| async move { store.session_list(&filter, after, size + 1).await });
-        let sessions = listed.await?;
-        let mut sessions = sessions.into_iter().map(session_to_proto).collect();
-        let next_page_token = cut_page(&mut sessions, size, &scope, |session| session.id.clone());
-        Ok(Response::new(ListSessionsResponse { sessions, next_page_token }))
+    async fn list_actions(
+        &self,
+        request: Request<ListActionsRequest>,
+    ) -> Result<Response<ListActionsResponse>, Status> {
+        let (search, size, scope) = parse_list_actions(request.into_inner())?;
+        let found = self.store.action_search(&search, Utc::now()).await?;
+        let places: Vec<_> = found.iter().map(|found| (found.session, found.stored.position())).collect();
+        let mut actions = found.into_iter().map(found_action_to_proto).collect();
+        let place = |last: usize| action_place_to_text(places[last].0, places[last].1);
+        let next_page_token = cut_page(&mut actions, size, &scope, place);
+        Ok(Response::new(ListActionsResponse { actions, next_page_token }))
     }
 
     async fn update_session(
@@ -49,10 +59,10 @@ impl SessionService for Services {
         let changes = parse_update_session(request.into_inner(), &self.limits)?;
         let (id, limit) = (changes.session, self.limits.max_attributes);
         let update = |store: crate::store::Store| async move {
-            store.session_update(id, &changes.removed, &changes.set, limit).await
+            store.session_update(id, &changes.removed, &changes.set, changes.pin.as_ref(), limit).await
         };
         self.store.ask(update).await?;
-        let session = session_to_proto(self.store.ask(|store| async move { store.session_get(id).await }).await?);
+        let session = found_session_to_proto(self.store.session_describe(id).await?);
         Ok(Response::new(UpdateSessionResponse { session: Some(session) }))
     }
 
@@ -76,12 +86,13 @@ impl SessionService for Services {
 /// Bytes of a page at most, unless a single entry has more: clients take messages of 4 MiB unless told otherwise.
 const PAGE_BYTES: usize = 3 << 20;
 
-/// Cuts a list that was read one entry too far to the size of its page, and makes the token for what follows.
+/// Cuts a list that was read one entry too far to the size of its page, and makes the token for what follows. `place` says
+/// where the entry with this index is.
 pub(super) fn cut_page<T: Message>(
     entries: &mut Vec<T>,
     size: u64,
     scope: &Scope,
-    place: impl Fn(&T) -> String,
+    place: impl Fn(usize) -> String,
 ) -> String {
     let mut bytes = 0;
     let fitting = entries.iter().take_while(|entry| {
@@ -93,5 +104,5 @@ pub(super) fn cut_page<T: Message>(
         return String::new();
     }
     entries.truncate(size);
-    entries.last().map(|last| PageToken::seal(&place(last), scope)).unwrap_or_default()
+    PageToken::seal(&place(size - 1), scope)
 }

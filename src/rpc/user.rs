@@ -41,8 +41,9 @@ impl UserService for Services {
             store.user_list(email.as_deref(), after.as_deref(), size + 1).await
         };
         let users = self.store.ask(listed).await?;
+        let ids: Vec<_> = users.iter().map(|user| user.id.clone()).collect();
         let mut users = users.into_iter().map(user_to_proto).collect();
-        let next_page_token = cut_page(&mut users, size, &scope, |user| user.id.clone());
+        let next_page_token = cut_page(&mut users, size, &scope, |last| ids[last].clone());
         Ok(Response::new(ListUsersResponse { users, next_page_token }))
     }
 

@@ -2,7 +2,10 @@
 
 use std::{
     str::FromStr as _,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,7 +19,7 @@ use sea_orm::{
 };
 use tokio::time::{Instant, timeout};
 
-use super::relay::Relay;
+use super::{question::Counter, relay::Relay};
 use crate::config::DatabaseUrl;
 
 /// How long a request waits for a connection before it is told that the database is unavailable.
@@ -64,6 +67,41 @@ pub(super) fn postgres(url: &DatabaseUrl, connections: u32, outage: &Outage) -> 
     let pool = postgres_pool(connections, outage).connect_lazy_with(postgres_options(url)?);
     Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
 }
+
+/// Where questions are asked, so many at once.
+pub(super) async fn counters(url: &DatabaseUrl, count: u32, outage: &Outage) -> Result<Vec<Counter>, DbErr> {
+    let mut counters = Vec::new();
+    if !url.is_sqlite() {
+        let options = postgres_options(url)?.options([
+            // A server that is busy with a statement looks so often whether its client is still there.
+            ("client_connection_check_interval", "500"),
+            // Here and not by a statement of each question.
+            ("default_transaction_isolation", "repeatable read"),
+            ("default_transaction_read_only", "on"),
+            // Searches are many and alike, and have no more use for a plan of their own than for the time it takes.
+            ("plan_cache_mode", "auto"),
+            // Compiling takes longer than most questions.
+            ("jit", "off"),
+            ("work_mem", "64MB"),
+        ]);
+        let pool = postgres_pool(count, outage).connect_lazy_with(options);
+        for _ in 0..count {
+            let connection = SqlxPostgresConnector::from_sqlx_postgres_pool(pool.clone());
+            counters.push(Counter { connection, is_given_up: Arc::default() });
+        }
+        return Ok(counters);
+    }
+    for _ in 0..count {
+        let is_given_up = Arc::new(AtomicBool::new(false));
+        let connection = sqlite(url, 1, true, Some(Arc::clone(&is_given_up))).await?;
+        counters.push(Counter { connection, is_given_up });
+    }
+    Ok(counters)
+}
+
+/// SQLite looks whether anybody still waits for the answer after so many instructions of its machine: about every
+/// millisecond.
+const LOOK_EVERY: i32 = 10_000;
 
 /// Connections for COPY, and what they need.
 #[derive(Clone, Debug)]
@@ -143,8 +181,27 @@ async fn still_works(connection: &mut PgConnection) -> Result<bool, sqlx::Error>
 }
 
 /// Connections to SQLite.
-pub(super) async fn sqlite(url: &DatabaseUrl, connections: u32, read_only: bool) -> Result<DatabaseConnection, DbErr> {
+/// Statements that are under way end when `is_given_up` is set.
+pub(super) async fn sqlite(
+    url: &DatabaseUrl,
+    connections: u32,
+    read_only: bool,
+    is_given_up: Option<Arc<AtomicBool>>,
+) -> Result<DatabaseConnection, DbErr> {
     let mut options = ConnectOptions::new(url.expose());
+    if let Some(is_given_up) = is_given_up {
+        options.map_sqlx_sqlite_pool_opts(move |options| {
+            let is_given_up = Arc::clone(&is_given_up);
+            options.after_connect(move |connection, _| {
+                let is_given_up = Arc::clone(&is_given_up);
+                Box::pin(async move {
+                    let goes_on = move || !is_given_up.load(Ordering::Acquire);
+                    connection.lock_handle().await?.set_progress_handler(LOOK_EVERY, goes_on);
+                    Ok(())
+                })
+            })
+        });
+    }
     options
         .max_connections(connections)
         .acquire_timeout(if read_only { ACQUIRE_TIMEOUT } else { SQLITE_WRITER_TIMEOUT })

@@ -4,7 +4,10 @@
 #![allow(unreachable_pub)]
 
 pub(super) mod action;
+pub(super) mod facet;
+pub(super) mod facet_day;
 pub(super) mod session;
+pub(super) mod session_facet;
 pub(super) mod tombstone;
 pub(super) mod track;
 pub(super) mod user;

@@ -1,5 +1,5 @@
-//! PostgreSQL's partitions of `actions`: one for each day of session starts, made ahead of time, and a DEFAULT one, so
-//! that nothing is refused for want of a partition. SQLite has none of this.
+//! PostgreSQL's partitions of `actions` and `session_facets`: one for each day of session starts, made ahead of time, and a
+//! DEFAULT one, so that nothing is refused for want of a partition. SQLite has none of this.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -20,10 +20,13 @@ pub const PARTITION_DAYS_AHEAD: u64 = 7;
 /// Sessions of further days lie in the DEFAULT partition and work just the same.
 const MAX_PARTITIONS: usize = 400;
 
-/// Actions that are moved at once: nobody reads or writes any action meanwhile.
+/// Rows that are moved at once: nobody reads or writes any of the table meanwhile.
 const MAX_MOVED: i64 = 200_000;
 
-/// What to do with a day's actions that lie in the DEFAULT partition.
+/// The tables that have partitions, all of the same days.
+const TABLES: [&str; 2] = ["actions", "session_facets"];
+
+/// What to do with a day's rows that lie in the DEFAULT partition.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Strays {
     /// Make no partition, then.
@@ -84,11 +87,13 @@ impl Store {
             return Ok(());
         }
         let mut outcome = self.partitions_make_ahead(now).await;
-        let mut after = Uuid::nil();
-        while let Some(session) = self.first_session_in_default(after).await? {
-            let day = session.started_at().date_naive();
-            outcome = outcome.and(self.partition_ensure(day, MAX_PARTITIONS, Strays::Move).await);
-            after = bounds(day).1;
+        for table in TABLES {
+            let mut after = Uuid::nil();
+            while let Some(session) = self.first_session_in_default(table, after).await? {
+                let day = session.started_at().date_naive();
+                outcome = outcome.and(self.partition_ensure(day, MAX_PARTITIONS, Strays::Move).await);
+                after = bounds(day).1;
+            }
         }
         outcome
     }
@@ -111,84 +116,93 @@ impl Store {
     }
 
     async fn partition_ensure(&self, day: NaiveDate, limit: usize, strays: Strays) -> Result<()> {
-        let name = name(day);
-        let names = partition_names_in(&self.read).await?;
-        if names.contains(&name) {
-            return Ok(());
-        }
-        if names.len() >= limit {
-            return Ok(());
-        }
-        match self.partition_create(day, &name, strays).await {
-            // Somebody holds what we need; next time.
-            Err(error) if Cause::of(&error) == Cause::Contention => {
-                tracing::warn!(partition = name, "partition not made: the table is in use");
-                Ok(())
+        for table in TABLES {
+            let name = name(table, day);
+            let names = partition_names_in(&self.read, table).await?;
+            if names.contains(&name) || names.len() >= limit {
+                continue;
             }
-            outcome => Ok(outcome?),
+            match self.partition_create(table, day, &name, strays).await {
+                // Somebody holds what we need; next time.
+                Err(error) if Cause::of(&error) == Cause::Contention => {
+                    tracing::warn!(partition = name, "partition not made: the table is in use");
+                }
+                outcome => outcome?,
+            }
         }
+        Ok(())
     }
 
-    async fn partition_create(&self, day: NaiveDate, name: &str, strays: Strays) -> Result<(), DbErr> {
+    async fn partition_create(&self, table: &str, day: NaiveDate, name: &str, strays: Strays) -> Result<(), DbErr> {
         let tx = self.begin().await?;
         // A waiting exclusive lock holds up everybody behind it, so it does not wait for long.
         tx.execute_unprepared("SET LOCAL lock_timeout = '1s'").await?;
         tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({PARTITION_LOCK})")).await?;
-        if partition_names_in(&tx).await?.contains(name) {
+        if partition_names_in(&tx, table).await?.contains(name) {
             return tx.rollback().await;
         }
         let (from, to) = bounds(day);
-        let has_strays = in_default(&tx, from, Some(to)).await?.is_some();
-        if has_strays && (strays == Strays::Leave || are_too_many(&tx, from, to).await?) {
-            tracing::warn!(partition = name, "partition not made: its actions lie in the default one");
+        let has_strays = in_default(&tx, table, from, Some(to)).await?.is_some();
+        if has_strays && (strays == Strays::Leave || are_too_many(&tx, table, from, to).await?) {
+            tracing::warn!(partition = name, "partition not made: its rows lie in the default one");
             return tx.rollback().await;
         }
         // ATTACH, unlike CREATE … PARTITION OF, lets others go on reading and writing other partitions.
-        tx.execute_unprepared(&format!("CREATE TABLE {name} (LIKE actions INCLUDING ALL)")).await?;
+        tx.execute_unprepared(&format!("CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")).await?;
         if has_strays {
-            tx.execute_unprepared("ALTER TABLE actions DETACH PARTITION actions_default").await?;
+            tx.execute_unprepared(&format!("ALTER TABLE {table} DETACH PARTITION {table}_default")).await?;
             tx.execute_unprepared(&format!(
-                "WITH moved AS (DELETE FROM actions_default WHERE session_id >= '{from}' AND session_id < '{to}' \
+                "WITH moved AS (DELETE FROM {table}_default WHERE session_id >= '{from}' AND session_id < '{to}' \
                  RETURNING *) INSERT INTO {name} SELECT * FROM moved"
             ))
             .await?;
         }
         tx.execute_unprepared(&format!(
-            "ALTER TABLE actions ATTACH PARTITION {name} FOR VALUES FROM ('{from}') TO ('{to}')"
+            "ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ('{from}') TO ('{to}')"
         ))
         .await?;
         if has_strays {
-            tx.execute_unprepared("ALTER TABLE actions ATTACH PARTITION actions_default DEFAULT").await?;
+            tx.execute_unprepared(&format!("ALTER TABLE {table} ATTACH PARTITION {table}_default DEFAULT")).await?;
         }
         tx.commit().await?;
         tracing::info!(partition = name, moved = has_strays, "partition made");
         Ok(())
     }
 
-    async fn first_session_in_default(&self, from: Uuid) -> Result<Option<SessionId>> {
+    async fn first_session_in_default(&self, table: &str, from: Uuid) -> Result<Option<SessionId>> {
         // With as many partitions as there may be, what lies in the default one stays there.
-        if partition_names_in(&self.read).await?.len() >= MAX_PARTITIONS {
+        if partition_names_in(&self.read, table).await?.len() >= MAX_PARTITIONS {
             return Ok(None);
         }
-        Ok(in_default(&self.read, from, None).await?.map(SessionId::from_uuid))
+        Ok(in_default(&self.read, table, from, None).await?.map(SessionId::from_uuid))
     }
 }
 
-async fn partition_names_in(connection: &impl sea_orm::ConnectionTrait) -> Result<BTreeSet<String>, DbErr> {
+async fn partition_names_in(
+    connection: &impl sea_orm::ConnectionTrait,
+    table: &str,
+) -> Result<BTreeSet<String>, DbErr> {
     let statement = Statement::from_string(
         connection.get_database_backend(),
-        "SELECT c.relname::text AS name FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \
-         WHERE i.inhparent = 'actions'::regclass",
+        format!(
+            "SELECT c.relname::text AS name FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \
+             WHERE i.inhparent = '{table}'::regclass"
+        ),
     );
     let names = Name::find_by_statement(statement).all(connection).await?;
     Ok(names.into_iter().map(|row| row.name).collect())
 }
 
 /// Whether there are more strays than may be moved while everybody waits.
-async fn are_too_many(connection: &impl sea_orm::ConnectionTrait, from: Uuid, to: Uuid) -> Result<bool, DbErr> {
+async fn are_too_many(
+    connection: &impl sea_orm::ConnectionTrait,
+    table: &str,
+    from: Uuid,
+    to: Uuid,
+) -> Result<bool, DbErr> {
     let statement = Statement::from_sql_and_values(
         connection.get_database_backend(),
-        "SELECT session_id FROM actions_default WHERE session_id >= $1 AND session_id < $2 OFFSET $3 LIMIT 1",
+        format!("SELECT session_id FROM {table}_default WHERE session_id >= $1 AND session_id < $2 OFFSET $3 LIMIT 1"),
         [from.into(), to.into(), MAX_MOVED.into()],
     );
     Ok(SessionOfRow::find_by_statement(statement).one(connection).await?.is_some())
@@ -197,21 +211,24 @@ async fn are_too_many(connection: &impl sea_orm::ConnectionTrait, from: Uuid, to
 /// The first session in the DEFAULT partition, by id, in a range.
 async fn in_default(
     connection: &impl sea_orm::ConnectionTrait,
+    table: &str,
     from: Uuid,
     to: Option<Uuid>,
 ) -> Result<Option<Uuid>, DbErr> {
     let statement = Statement::from_sql_and_values(
         connection.get_database_backend(),
-        "SELECT session_id FROM actions_default WHERE session_id >= $1 AND session_id <= $2 \
-         ORDER BY session_id LIMIT 1",
+        format!(
+            "SELECT session_id FROM {table}_default WHERE session_id >= $1 AND session_id <= $2 \
+             ORDER BY session_id LIMIT 1"
+        ),
         [from.into(), Value::from(to.unwrap_or(Uuid::max()))],
     );
     let row = SessionOfRow::find_by_statement(statement).one(connection).await?;
     Ok(row.map(|row| row.session_id).filter(|session| to.is_none_or(|to| *session < to)))
 }
 
-fn name(day: NaiveDate) -> String {
-    format!("actions_{}", day.format("%Y%m%d"))
+fn name(table: &str, day: NaiveDate) -> String {
+    format!("{table}_{}", day.format("%Y%m%d"))
 }
 
 /// The range of session ids of a day: from the first, up to and without the second.
@@ -220,10 +237,8 @@ fn bounds(day: NaiveDate) -> (Uuid, Uuid) {
     (lower_bound(day), lower_bound(next))
 }
 
-/// The smallest UUID with this day's first millisecond as its time part.
 fn lower_bound(day: NaiveDate) -> Uuid {
-    let millis = day.and_time(NaiveTime::MIN).and_utc().timestamp_millis();
-    Uuid::from_u128(u128::from(millis.cast_unsigned()) << 80)
+    SessionId::least_at(day.and_time(NaiveTime::MIN).and_utc())
 }
 
 #[cfg(test)]

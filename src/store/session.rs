@@ -5,21 +5,22 @@ use std::collections::HashSet;
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait as _,
-    ExprTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, QueryTrait as _, Set,
+    ExprTrait as _, QueryFilter as _, QuerySelect as _, QueryTrait as _, Set,
     sea_query::{Expr, LockType, OnConflict},
 };
 use uuid::Uuid;
 
 use super::{
     Store,
-    entity::{action, session, tombstone, track, user},
+    entity::{action, session, tombstone, track},
     failure::{Attempts, Failure},
+    index,
     track::tracks_of,
     user::{attributes_from_json, attributes_to_json},
 };
 use crate::{
     error::{Error, Result},
-    model::{Attributes, Erased, IDLE_END_REASON, Session, SessionEnd, SessionFilter, SessionId, SessionStart, Track},
+    model::{Attributes, Erased, IDLE_END_REASON, Pin, Session, SessionEnd, SessionId, SessionStart, Track},
 };
 
 /// How many of a user's sessions are erased between two looks at what is left.
@@ -72,6 +73,8 @@ impl Store {
             end_reason: Set(None),
             attributes: Set(attributes_to_json(&start.attributes)),
             created_at: Set(now),
+            // Nothing is known of its actions yet, as the defaults say.
+            ..Default::default()
         };
         // Writing first takes the row's lock, or makes the row; an erasure that is under way is waited for.
         let stored = session::Entity::insert(new)
@@ -187,69 +190,28 @@ impl Store {
         Ok(row.map(|row| row.ended_at.is_some()))
     }
 
-    /// Lists sessions, newest start first, those that come after the given one in this order. Uses the index
-    /// `sessions_user` where users are asked for, else `sessions_start`.
-    pub async fn session_list(
-        &self,
-        filter: &SessionFilter,
-        after: Option<SessionId>,
-        limit: u64,
-    ) -> Result<Vec<Session>> {
-        let mut condition = Condition::all();
-        if let Some(user) = &filter.user_id {
-            condition = condition.add(session::Column::UserId.eq(user));
-        }
-        if let Some(email) = &filter.email {
-            let users = user::Entity::find().select_only().column(user::Column::Id);
-            let users = users.filter(user::Column::Email.eq(email)).into_query();
-            condition = condition.add(session::Column::UserId.in_subquery(users));
-        }
-        if let Some(time) = filter.started_after {
-            condition = condition.add(session::Column::StartedAt.gte(time));
-        }
-        if let Some(time) = filter.started_before {
-            condition = condition.add(session::Column::StartedAt.lt(time));
-        }
-        if let Some(after) = after {
-            let columns = Expr::tuple([Expr::col(session::Column::StartedAt), Expr::col(session::Column::Id)]);
-            let values = Expr::tuple([Expr::value(after.started_at()), Expr::value(after.as_uuid())]);
-            condition = condition.add(columns.lt(values));
-        }
-        let rows = session::Entity::find()
-            .filter(condition)
-            .order_by_desc(session::Column::StartedAt)
-            .order_by_desc(session::Column::Id)
-            .limit(limit)
-            .all(&self.read)
-            .await?;
-        self.with_tracks(rows).await
-    }
-
     async fn with_tracks(&self, rows: Vec<session::Model>) -> Result<Vec<Session>> {
         let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
         let mut tracks = tracks_of(&self.read, &ids).await?;
-        let sessions = rows.into_iter().map(|row| Session {
-            tracks: tracks.remove(&row.id).unwrap_or_default(),
-            id: SessionId::from_uuid(row.id),
-            user_id: row.user_id,
-            ended_at: row.ended_at,
-            end_reason: row.end_reason,
-            attributes: attributes_from_json(row.attributes),
+        let sessions = rows.into_iter().map(|row| {
+            let tracks = tracks.remove(&row.id).unwrap_or_default();
+            from_row(row, tracks)
         });
         Ok(sessions.collect())
     }
 
-    /// Removes, then sets attributes of a session.
+    /// Removes, then sets attributes of a session, and sets its pin or takes it away.
     pub async fn session_update(
         &self,
         id: SessionId,
         removed: &[String],
         set: &Attributes,
+        pin: Option<&Option<Pin>>,
         max_attributes: usize,
     ) -> Result<()> {
         let mut attempts = Attempts::default();
         loop {
-            match self.session_update_once(id, removed, set, max_attributes).await {
+            match self.session_update_once(id, removed, set, pin, max_attributes).await {
                 Ok(()) => return Ok(()),
                 Err(failure) => attempts.again_after(failure).await?,
             }
@@ -261,6 +223,7 @@ impl Store {
         id: SessionId,
         removed: &[String],
         set: &Attributes,
+        pin: Option<&Option<Pin>>,
         max_attributes: usize,
     ) -> Result<(), Failure> {
         let tx = self.begin().await?;
@@ -270,11 +233,15 @@ impl Store {
         attributes.retain(|key, _| !removed.contains(key));
         attributes.extend(set.clone());
         check_count(&attributes, max_attributes)?;
-        let changed = session::ActiveModel {
+        let mut changed = session::ActiveModel {
             id: Set(id.as_uuid()),
             attributes: Set(attributes_to_json(&attributes)),
             ..Default::default()
         };
+        if let Some(pin) = pin {
+            changed.pinned_until = Set(pin.as_ref().map(|pin| pin.until));
+            changed.pin_reason = Set(pin.as_ref().map(|pin| pin.reason.clone()));
+        }
         changed.update(&tx).await?;
         tx.commit().await?;
         Ok(())
@@ -310,6 +277,7 @@ impl Store {
             .on_conflict(OnConflict::column(tombstone::Column::SessionId).do_nothing().to_owned())
             .exec_without_returning(&tx)
             .await?;
+        index::erase::in_txn(&tx, uuid).await?;
         action::Entity::delete_many().filter(action::Column::SessionId.eq(uuid)).exec(&tx).await?;
         tx.commit().await?;
         Ok(actions)
@@ -348,6 +316,18 @@ impl Store {
                 return Ok(erased);
             }
         }
+    }
+}
+
+pub(super) fn from_row(row: session::Model, tracks: Vec<Track>) -> Session {
+    Session {
+        id: SessionId::from_uuid(row.id),
+        user_id: row.user_id,
+        ended_at: row.ended_at,
+        end_reason: row.end_reason,
+        attributes: attributes_from_json(row.attributes),
+        pin: row.pinned_until.map(|until| Pin { until, reason: row.pin_reason.unwrap_or_default() }),
+        tracks,
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) async fn tracks_of(
     Ok(tracks)
 }
 
-fn from_row(row: track::Model) -> Track {
+pub(super) fn from_row(row: track::Model) -> Track {
     Track {
         number: row.number,
         source: row.source,

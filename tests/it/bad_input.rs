@@ -4,6 +4,7 @@
 mod actions;
 mod playbacks;
 mod queries;
+mod questions;
 mod table;
 mod transport;
 mod uploads;
@@ -33,6 +34,7 @@ fn table(world: &World) -> Table {
     let mut table = Table::default();
     uploads::rows(&mut table, world);
     queries::rows(&mut table, world);
+    questions::rows(&mut table, world);
     playbacks::rows(&mut table, world);
     table
 }

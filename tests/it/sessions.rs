@@ -84,7 +84,9 @@ async fn sessions_are_listed_newest_first_page_by_page(backend: Backend) {
     for page_size in [1, 2, 3, 8, 9, 10, 0] {
         let (mut seen, mut page_token) = (Vec::new(), String::new());
         loop {
-            let page = list(&reel, ListSessionsRequest { page_size, page_token, filter: None }).await.unwrap();
+            let page = list(&reel, ListSessionsRequest { page_size, page_token, ..ListSessionsRequest::default() })
+                .await
+                .unwrap();
             assert!(page_size == 0 || page.sessions.len() <= usize::try_from(page_size).unwrap());
             seen.extend(page.sessions.into_iter().map(|session| session.id));
             page_token = page.next_page_token;
@@ -131,7 +133,7 @@ async fn a_page_token_is_good_for_its_list_only(backend: Backend) {
     let (reel, _database) = Reel::start(backend).await;
     minutes(&reel, 4).await;
     let of = |user_id: &str| Some(SessionFilter { user_id: user_id.to_owned(), ..Default::default() });
-    let first = ListSessionsRequest { page_size: 1, page_token: String::new(), filter: of("ada") };
+    let first = ListSessionsRequest { page_size: 1, filter: of("ada"), ..ListSessionsRequest::default() };
     let token = list(&reel, first.clone()).await.unwrap().next_page_token;
     // The size of the page may change.
     let next = ListSessionsRequest { page_size: 5, page_token: token.clone(), ..first.clone() };
@@ -155,6 +157,7 @@ async fn attributes_are_set_and_removed(backend: Backend) {
             session_id: id.clone(),
             attributes: set.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
             removed_attributes: removed.iter().map(|key| (*key).to_owned()).collect(),
+            ..UpdateSessionRequest::default()
         };
         let response = reel.sessions().update_session(request).await.map(tonic::Response::into_inner);
         response.map(|response| {

@@ -41,7 +41,8 @@ ON CONFLICT (session_id, source) DO UPDATE SET
     rejected_count = track.rejected_count + excluded.rejected_count,
     error_count = track.error_count + excluded.error_count,
     last_action_at = greatest(track.last_action_at, excluded.last_action_at),
-    last_received_at = excluded.last_received_at
+    last_received_at = excluded.last_received_at,
+    dirty = track.dirty OR excluded.accepted_count + excluded.rejected_count > 0
 WHERE track.last_seq = excluded.last_seq - excluded.accepted_count - excluded.rejected_count";
 
 /// Conflicts are counted apart: nothing is stored of them, so they do not move the track.

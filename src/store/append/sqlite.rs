@@ -23,7 +23,8 @@ ON CONFLICT (session_id, source) DO UPDATE SET
     rejected_count = tracks.rejected_count + excluded.rejected_count,
     error_count = tracks.error_count + excluded.error_count,
     last_action_at = nullif(max(coalesce(tracks.last_action_at, ''), coalesce(excluded.last_action_at, '')), ''),
-    last_received_at = excluded.last_received_at
+    last_received_at = excluded.last_received_at,
+    dirty = tracks.dirty OR excluded.accepted_count + excluded.rejected_count > 0
 WHERE tracks.last_seq = excluded.last_seq - excluded.accepted_count - excluded.rejected_count";
 
 const COUNT_CONFLICTS: &str =

@@ -22,6 +22,28 @@ pub struct Model {
     pub attributes: Json,
     /// When the service first heard of it.
     pub created_at: DateTimeUtc,
+    /// Number of its actions when it was indexed, as everything from here to `index_version`.
+    pub action_count: i64,
+    /// Number of its actions of type `error`.
+    pub error_count: i64,
+    /// How long it lasts, from its start to its last action, in milliseconds.
+    pub duration_ms: i64,
+    /// How long its user was active, in milliseconds.
+    pub active_ms: i64,
+    /// Number of its rage clicks.
+    pub rage_click_count: i64,
+    /// Whether its last action is an error.
+    pub is_dead_end: bool,
+    /// The earliest timestamp of its actions.
+    pub first_action_at: Option<DateTimeUtc>,
+    /// The latest.
+    pub last_action_at: Option<DateTimeUtc>,
+    /// How often it was indexed.
+    pub index_version: i64,
+    /// Until when it is kept, whatever its age.
+    pub pinned_until: Option<DateTimeUtc>,
+    /// Why.
+    pub pin_reason: Option<String>,
 }
 
 /// None are needed: queries name what they join.

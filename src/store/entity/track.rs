@@ -28,6 +28,8 @@ pub struct Model {
     pub last_action_at: Option<DateTimeUtc>,
     /// When its last batch arrived.
     pub last_received_at: DateTimeUtc,
+    /// Whether it has actions that are not in the index.
+    pub dirty: bool,
 }
 
 /// None are needed: queries name what they join.

@@ -80,6 +80,7 @@ fn session_updates(table: &mut Table, world: &World) {
         session_id: session_id.to_owned(),
         attributes,
         removed_attributes: removed.iter().map(|key| (*key).to_owned()).collect(),
+        ..UpdateSessionRequest::default()
     };
     for (name, given, is_good) in attributes_around_the_limits() {
         // What was set before is removed, so that only what is in the row counts.
@@ -156,7 +157,8 @@ fn session_lists(table: &mut Table, world: &World) {
     table.row("a page token", page(&world.session_token, ""), ACCEPTED);
     table.row("a page token of another filter", page(&world.session_token, "ada"), invalid("page_token"));
     table.row("a page token of another list", page(&world.user_token, ""), invalid("page_token"));
-    let scope = Scope::new("sessions", &model::SessionFilter::default());
+    let scope =
+        Scope::new("sessions", &(&model::SessionFilter::default(), model::SessionOrder::StartTime, false, false));
     for (name, token) in forged_tokens(&world.session_token, &scope) {
         table.row(format!("page token: {name}"), page(&token, ""), invalid("page_token"));
     }

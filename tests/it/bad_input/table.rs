@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use prost::Message;
 use reel::proto::{
-    DeleteSessionRequest, DeleteUserRequest, GetIngestCursorRequest, GetSessionRequest, GetUserRequest,
-    ListSessionsRequest, ListUsersRequest, PlaySessionRequest, RecordActionsRequest, UpdateSessionRequest,
-    UpsertUserRequest,
+    CountActionsRequest, DeleteSessionRequest, DeleteUserRequest, GetErrorFrequencyRequest, GetFunnelRequest,
+    GetIngestCursorRequest, GetSessionDurationsRequest, GetSessionRequest, GetUserRequest, ListActionsRequest,
+    ListSessionsRequest, ListTransitionsRequest, ListUsersRequest, PlaySessionRequest, RecordActionsRequest,
+    UpdateSessionRequest, UpsertUserRequest,
 };
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -47,8 +48,14 @@ unary! {
     PlaySessionRequest => "PlaybackService/PlaySession",
     GetSessionRequest => "SessionService/GetSession",
     ListSessionsRequest => "SessionService/ListSessions",
+    ListActionsRequest => "SessionService/ListActions",
     UpdateSessionRequest => "SessionService/UpdateSession",
     DeleteSessionRequest => "SessionService/DeleteSession",
+    CountActionsRequest => "AnalyticsService/CountActions",
+    GetSessionDurationsRequest => "AnalyticsService/GetSessionDurations",
+    GetErrorFrequencyRequest => "AnalyticsService/GetErrorFrequency",
+    ListTransitionsRequest => "AnalyticsService/ListTransitions",
+    GetFunnelRequest => "AnalyticsService/GetFunnel",
     UpsertUserRequest => "UserService/UpsertUser",
     GetUserRequest => "UserService/GetUser",
     ListUsersRequest => "UserService/ListUsers",

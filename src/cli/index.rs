@@ -1,0 +1,81 @@
+//! `reel index`: checks the index, makes it anew.
+
+use chrono::NaiveDate;
+use clap::Args;
+
+use super::Failure;
+use crate::{
+    config::DatabaseArgs,
+    store::{Difference, FacetIds, Store},
+};
+
+/// What to do with the index.
+#[derive(Args, Debug)]
+pub(super) struct IndexArgs {
+    /// Which database.
+    #[command(flatten)]
+    database: DatabaseArgs,
+    /// Compare it with the actions, report every difference, and fail if there are any
+    #[arg(long, required_unless_present = "rebuild")]
+    verify: bool,
+    /// Make it anew from the actions; the service may go on meanwhile
+    #[arg(long)]
+    rebuild: bool,
+    /// The first day of session starts, as 2026-11-24 [default: the first there is]
+    #[arg(long, value_name = "DAY")]
+    from: Option<NaiveDate>,
+    /// The day after the last [default: after the last there is]
+    #[arg(long, value_name = "DAY")]
+    to: Option<NaiveDate>,
+}
+
+/// The index is wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("the index differs from the actions in {0} places; `reel index --rebuild` mends it")]
+struct Differs(usize);
+
+/// Runs the subcommand.
+pub(super) async fn index(args: IndexArgs) -> Result<(), Failure> {
+    let url = args.database.database_url.check()?;
+    let store = Store::open(&url, args.database.database_connections).await?;
+    store.prepare().await?;
+    let Some((first, end)) = store.index_days().await? else {
+        println!("there are no sessions");
+        return Ok(());
+    };
+    let (from, to) = (args.from.unwrap_or(first), args.to.unwrap_or(end));
+    if args.rebuild {
+        rebuild(&store, from, to).await?;
+    }
+    if args.verify {
+        verify(&store, from, to).await?;
+    }
+    store.close().await;
+    Ok(())
+}
+
+async fn rebuild(store: &Store, from: NaiveDate, to: NaiveDate) -> Result<(), Failure> {
+    let mut ids = FacetIds::default();
+    for day in from.iter_days().take_while(|day| *day < to) {
+        store.index_forget(day).await?;
+        let sessions = store.index_dirty(day).await?;
+        let actions = store.index_sessions(&sessions, &mut ids).await?;
+        if !sessions.is_empty() {
+            println!("{day}: {} sessions, {actions} actions indexed", sessions.len());
+        }
+    }
+    Ok(())
+}
+
+async fn verify(store: &Store, from: NaiveDate, to: NaiveDate) -> Result<(), Failure> {
+    let (checked, differences) = store.index_verify(from, to).await?;
+    for difference in &differences {
+        match difference {
+            Difference::Summary(session) => println!("session {session}: its summary is wrong"),
+            Difference::Facets(session) => println!("session {session}: its facets are wrong"),
+            Difference::Day(day, facets) => println!("{day}: the roll-up is wrong for {facets} facets"),
+        }
+    }
+    println!("{checked} sessions checked, {} differences", differences.len());
+    if differences.is_empty() { Ok(()) } else { Err(Differs(differences.len()).into()) }
+}

@@ -1,0 +1,130 @@
+//! Counting by facets.
+
+use std::collections::HashMap;
+
+use sea_orm::{
+    Condition, DbErr, EntityTrait as _, ExprTrait as _, QueryFilter as _, QuerySelect as _, QueryTrait as _,
+    sea_query::{Expr, JoinType, Query},
+};
+
+use super::{
+    columns::{Columns, Row, key_of},
+    roll_up::whole_days,
+};
+use crate::{
+    error::{Error, Result},
+    model::{ActionCounting, Dimension, GroupKey, SessionFilter},
+    store::{
+        analytics::tally::Tally,
+        entity::{facet, session, session_facet},
+        question::Question,
+        search::{Matched, facet_ids, id_range, is_one_of},
+    },
+};
+
+/// So many facets are named in a statement; of more, all are read.
+const FEW_FACETS: usize = 5_000;
+
+impl Question {
+    pub(super) async fn count_by_facets(
+        &self,
+        counting: &ActionCounting,
+        matched: &Matched,
+        tally: &mut Tally,
+    ) -> Result<()> {
+        let facets = facet_ids(self, &counting.action).await?;
+        let of_days = |dimension: &Dimension| dimension.is_of_facets() || *dimension == Dimension::SessionDay;
+        let days =
+            whole_days(&counting.filter).filter(|_| matched.is_by_start_only && counting.group_by.iter().all(of_days));
+        let mut rows = Vec::new();
+        if let Some(days) = days {
+            rows.extend(self.count_by_days(counting, facets.as_deref(), &days).await?);
+            for edge in days.edges(&counting.filter) {
+                rows.extend(self.count_by_session_facets(counting, facets.as_deref(), &edge, &matched.clean).await?);
+            }
+            rows.extend(self.roll_up_of_dirty(counting, facets.as_deref(), &days, matched).await?);
+        } else {
+            let filter = &counting.filter;
+            rows.extend(self.count_by_session_facets(counting, facets.as_deref(), filter, &matched.clean).await?);
+        }
+        let names = self.names(&rows).await?;
+        for row in rows {
+            tally.add(key(&counting.group_by, &row, &names)?, row.count)?;
+        }
+        for session in &matched.dirty {
+            for (kind, targets) in session.facets.iter().flatten() {
+                for (target, facet) in targets.iter().filter(|(target, _)| counting.action.has_facet(kind, target)) {
+                    tally.add(key_of(&counting.group_by, session, Some(kind), Some(target)), facet.count)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Query `facets by group`. Uses the primary key of `session_facets` for the facets that are asked for, else reads those
+    /// of the sessions' days.
+    async fn count_by_session_facets(
+        &self,
+        counting: &ActionCounting,
+        facets: Option<&[i32]>,
+        range: &SessionFilter,
+        clean: &[Condition],
+    ) -> Result<Vec<Row>, DbErr> {
+        let mut rows = Vec::new();
+        for condition in clean {
+            let session_id = Expr::col((session_facet::Entity, session_facet::Column::SessionId));
+            let mut query = Query::select();
+            query.from(session_facet::Entity);
+            query.join(
+                JoinType::InnerJoin,
+                session::Entity,
+                session_id.clone().equals((session::Entity, session::Column::Id)),
+            );
+            query.cond_where(id_range(session_id, range)).cond_where(condition.clone());
+            if let Some(facets) = facets {
+                query.and_where(is_one_of(Expr::col((session_facet::Entity, session_facet::Column::FacetId)), facets));
+            }
+            let columns = Columns::with_facet(&counting.group_by, self.backend());
+            columns.select(&mut query, Expr::col((session_facet::Entity, session_facet::Column::Count)).sum());
+            rows.extend(columns.rows(self, "facets by group", &query).await?);
+        }
+        Ok(rows)
+    }
+
+    /// The names of the facets of these rows.
+    ///
+    /// Query `names of facets`. Uses the primary key.
+    async fn names(&self, rows: &[Row]) -> Result<HashMap<i32, (String, String)>, DbErr> {
+        let mut ids: Vec<_> = rows.iter().filter_map(|row| row.facet).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut query = facet::Entity::find().select_only().columns([
+            facet::Column::Id,
+            facet::Column::Kind,
+            facet::Column::Target,
+        ]);
+        if ids.len() <= FEW_FACETS {
+            query = query.filter(is_one_of(Expr::col((facet::Entity, facet::Column::Id)), &ids));
+        }
+        let names: Vec<(i32, String, String)> = self.rows("names of facets", &query.into_query()).await?;
+        Ok(names.into_iter().map(|(id, kind, target)| (id, (kind, target))).collect())
+    }
+}
+
+/// A key with the names of the facet in it.
+fn key(dimensions: &[Dimension], row: &Row, names: &HashMap<i32, (String, String)>) -> Result<GroupKey> {
+    let name = match row.facet {
+        Some(facet) => Some(names.get(&facet).ok_or(Error::Internal)?),
+        None => None,
+    };
+    let mut others = row.key.iter();
+    let part = |dimension: &Dimension| match (dimension, name) {
+        (Dimension::Type, Some((kind, _))) => Some(kind.clone()),
+        (Dimension::Target, Some((_, target))) => Some(target.clone()),
+        _ => others.next().cloned().flatten(),
+    };
+    Ok(dimensions.iter().map(part).collect())
+}

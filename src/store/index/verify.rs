@@ -1,0 +1,210 @@
+//! Checks the index against the actions, and makes it anew.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
+use sea_orm::{
+    ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, FromQueryResult, QueryFilter as _, QueryOrder as _,
+    QuerySelect as _, Statement,
+};
+use uuid::Uuid;
+
+use super::{DueSession, INDEX_LOCK, Reading, facets::FacetIds};
+use crate::{
+    error::Result,
+    model::{Facets, SessionId, duration_ms},
+    store::{
+        Store,
+        entity::{facet_day, session, session_facet},
+        failure::{Attempts, Failure},
+        search::summary_of_row,
+    },
+};
+
+/// Sessions that are checked together.
+const SESSIONS_A_STEP: u64 = 500;
+
+/// Something that the index says and the actions do not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// What is known of a session.
+    Summary(SessionId),
+    /// The facets of a session.
+    Facets(SessionId),
+    /// The roll-up of a day: so many facets are wrong.
+    Day(NaiveDate, usize),
+}
+
+#[derive(FromQueryResult)]
+struct SumOfDay {
+    facet_id: i32,
+    actions: i64,
+    sessions: i64,
+}
+
+impl Store {
+    /// Compares what the index says of the sessions of a range of days with their actions, and the roll-up of these days with
+    /// the sessions. Sessions that are not in the index as they are are passed over: nobody relies on what it says of them.
+    pub async fn index_verify(&self, from: NaiveDate, to: NaiveDate) -> Result<(u64, Vec<Difference>)> {
+        let mut differences = Vec::new();
+        let (mut checked, mut after) = (0, first_id(from));
+        loop {
+            let rows = session::Entity::find()
+                .filter(session::Column::Id.gt(after))
+                .filter(session::Column::Id.lt(first_id(to)))
+                .order_by_asc(session::Column::Id)
+                .limit(SESSIONS_A_STEP)
+                .all(&self.read)
+                .await?;
+            let (Some(first), Some(last)) = (rows.first(), rows.last()) else { break };
+            let bounds = (first.id, last.id);
+            after = last.id;
+            checked += u64::try_from(rows.len()).unwrap_or(u64::MAX);
+            differences.extend(self.verify_sessions(&rows, bounds).await?);
+        }
+        for day in from.iter_days().take_while(|day| *day < to) {
+            let wrong = self.verify_day(day).await?;
+            if wrong > 0 {
+                differences.push(Difference::Day(day, wrong));
+            }
+        }
+        Ok((checked, differences))
+    }
+
+    /// The days on which sessions have started: the first, and the one after the last.
+    pub async fn index_days(&self) -> Result<Option<(NaiveDate, NaiveDate)>> {
+        let ids = || session::Entity::find().select_only().column(session::Column::Id);
+        let first: Option<(Uuid,)> = ids().order_by_asc(session::Column::Id).into_tuple().one(&self.read).await?;
+        let last: Option<(Uuid,)> = ids().order_by_desc(session::Column::Id).into_tuple().one(&self.read).await?;
+        let day = |id: Uuid| SessionId::from_uuid(id).started_at().date_naive();
+        Ok(first.zip(last).map(|((first,), (last,))| (day(first), next_day(day(last)))))
+    }
+
+    async fn verify_sessions(&self, rows: &[session::Model], bounds: (Uuid, Uuid)) -> Result<Vec<Difference>> {
+        let due: Vec<_> =
+            rows.iter().map(|row| DueSession { session_id: row.id, action_count: row.action_count }).collect();
+        let mut readings = Vec::new();
+        for portion in super::portions(&due) {
+            match self.index_read(portion).await {
+                Ok(read) => readings.extend(read),
+                Err(failure) => Attempts::default().again_after(failure).await?,
+            }
+        }
+        let mut ids = FacetIds::default();
+        match self.facets_learn(&readings, &mut ids).await {
+            Ok(()) => {}
+            Err(failure) => Attempts::default().again_after(failure).await?,
+        }
+        let stored = session_facet::Entity::find()
+            .filter(session_facet::Column::SessionId.between(bounds.0, bounds.1))
+            .all(&self.read)
+            .await?;
+        let mut facets: HashMap<Uuid, BTreeMap<i32, (i64, DateTime<Utc>)>> = HashMap::new();
+        for row in stored {
+            facets.entry(row.session_id).or_default().insert(row.facet_id, (i64::from(row.count), row.first_at));
+        }
+        // Looked at last: what was written to while this went on is dirty by now, or was indexed again.
+        let clean = self.clean_versions(rows).await?;
+        let readings = readings.iter().filter(|reading| clean.get(&reading.row.id) == Some(&reading.row.index_version));
+        Ok(readings.filter_map(|reading| differs(reading, facets.remove(&reading.row.id), &ids)).collect())
+    }
+
+    /// How often those of these sessions were indexed that are in the index as they are.
+    async fn clean_versions(&self, rows: &[session::Model]) -> Result<HashMap<Uuid, i64>> {
+        let clean: Vec<(Uuid, i64)> = session::Entity::find()
+            .select_only()
+            .columns([session::Column::Id, session::Column::IndexVersion])
+            .filter(session::Column::Id.is_in(rows.iter().map(|row| row.id)))
+            .filter(crate::store::search::is_clean())
+            .into_tuple()
+            .all(&self.read)
+            .await?;
+        Ok(clean.into_iter().collect())
+    }
+
+    /// How many facets of a day the roll-up is wrong about. One statement, so that it sees one moment.
+    async fn verify_day(&self, day: NaiveDate) -> Result<usize> {
+        let sql = "SELECT facet_id, CAST(sum(actions) AS bigint) AS actions, CAST(sum(sessions) AS bigint) AS sessions FROM ( \
+                 SELECT facet_id, CAST(count AS bigint) AS actions, CAST(1 AS bigint) AS sessions FROM session_facets \
+                     WHERE session_id >= $1 AND session_id < $2 \
+                 UNION ALL SELECT facet_id, -action_count, -session_count FROM facet_days WHERE day = $3 \
+             ) AS counted GROUP BY facet_id HAVING sum(actions) <> 0 OR sum(sessions) <> 0";
+        let values = [first_id(day).into(), first_id(next_day(day)).into(), day.into()];
+        let statement = Statement::from_sql_and_values(self.backend, sql, values);
+        let wrong = SumOfDay::find_by_statement(statement).all(&self.read).await?;
+        for SumOfDay { facet_id, actions, sessions } in &wrong {
+            tracing::debug!(%day, facet_id, actions, sessions, "the roll-up is off by this");
+        }
+        Ok(wrong.len())
+    }
+
+    /// Takes all sessions that started on a day out of the index. They are dirty then, and answers are exact as before.
+    pub async fn index_forget(&self, day: NaiveDate) -> Result<()> {
+        let mut attempts = Attempts::default();
+        loop {
+            match self.index_forget_once(day).await {
+                Ok(()) => return Ok(()),
+                Err(failure) => attempts.again_after(failure).await?,
+            }
+        }
+    }
+
+    async fn index_forget_once(&self, day: NaiveDate) -> Result<(), Failure> {
+        let (from, to) = (first_id(day), first_id(next_day(day)));
+        let tx = self.begin().await?;
+        if self.is_postgres() {
+            tx.execute_unprepared("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0").await?;
+            // What another process indexes meanwhile would be half forgotten.
+            tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({INDEX_LOCK})")).await?;
+        }
+        for sql in [
+            "UPDATE sessions SET index_version = index_version + 1 WHERE id >= $1 AND id < $2",
+            "UPDATE tracks SET dirty = true WHERE session_id >= $1 AND session_id < $2 AND NOT dirty",
+            "DELETE FROM session_facets WHERE session_id >= $1 AND session_id < $2",
+        ] {
+            tx.execute_raw(Statement::from_sql_and_values(self.backend, sql, [from.into(), to.into()])).await?;
+        }
+        facet_day::Entity::delete_many().filter(facet_day::Column::Day.eq(day)).exec(&tx).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Sessions of a day that are not in the index as they are.
+    pub async fn index_dirty(&self, day: NaiveDate) -> Result<Vec<DueSession>> {
+        let sql = "SELECT session_id, CAST(sum(last_seq) AS bigint) AS action_count FROM tracks \
+             WHERE session_id >= $1 AND session_id < $2 \
+             GROUP BY session_id HAVING sum(CASE WHEN dirty THEN 1 ELSE 0 END) > 0 ORDER BY session_id";
+        let values = [first_id(day).into(), first_id(next_day(day)).into()];
+        Ok(DueSession::find_by_statement(Statement::from_sql_and_values(self.backend, sql, values))
+            .all(&self.read)
+            .await?)
+    }
+}
+
+fn differs(
+    reading: &Reading,
+    stored: Option<BTreeMap<i32, (i64, DateTime<Utc>)>>,
+    ids: &FacetIds,
+) -> Option<Difference> {
+    let id = SessionId::from_uuid(reading.row.id);
+    let duration = duration_ms(id, reading.summary.last_action_at);
+    if summary_of_row(&reading.row) != reading.summary || reading.row.duration_ms != duration {
+        return Some(Difference::Summary(id));
+    }
+    let is_same = numbered(&reading.facets, ids) == stored.unwrap_or_default();
+    (!is_same).then_some(Difference::Facets(id))
+}
+
+fn numbered(facets: &Facets, ids: &FacetIds) -> BTreeMap<i32, (i64, DateTime<Utc>)> {
+    let all =
+        facets.iter().flat_map(|(kind, targets)| targets.iter().map(move |(target, facet)| (kind, target, facet)));
+    all.map(|(kind, target, facet)| (ids.get(kind, target).unwrap_or(-1), (facet.count, facet.first_at))).collect()
+}
+
+fn next_day(day: NaiveDate) -> NaiveDate {
+    day.checked_add_days(Days::new(1)).unwrap_or(NaiveDate::MAX)
+}
+
+fn first_id(day: NaiveDate) -> Uuid {
+    SessionId::least_at(day.and_time(NaiveTime::MIN).and_utc())
+}

@@ -1,0 +1,225 @@
+//! Questions: what reads more than a row or a page, and must not run for ever. Each sees the database as it was at one moment,
+//! writes nothing, runs for a limited time, and is given up by the database too when nobody waits for its answer any more.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{Stream, StreamExt as _};
+use sea_orm::{
+    ConnectionTrait as _, DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult,
+    QueryResult, Statement, StatementBuilder, StreamTrait as _, TransactionTrait as _, TryGetableMany,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+use super::Store;
+use crate::error::{Error, Result};
+
+/// How long a question waits for others to be answered before it is told to come again.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The connections for questions. They are apart from those of playback, so that analysis cannot hold playback up.
+#[derive(Clone, Debug)]
+pub(super) struct Desk {
+    /// As many as may be asked at once.
+    permits: Arc<Semaphore>,
+    counters: Arc<Mutex<Vec<Counter>>>,
+    time_limit: Duration,
+    /// Where the plans of all statements go, while somebody wants to see them.
+    plans: Arc<Mutex<Option<Vec<QueryPlan>>>>,
+}
+
+/// Where one question at a time is answered.
+#[derive(Clone, Debug)]
+pub(super) struct Counter {
+    /// On SQLite, a connection of its own.
+    pub(super) connection: DatabaseConnection,
+    /// Set when nobody waits for the answer any more: SQLite looks at it, PostgreSQL sees that the connection is closed.
+    pub(super) is_given_up: Arc<AtomicBool>,
+}
+
+/// How the database has carried out a statement.
+#[derive(Clone, Debug)]
+pub struct QueryPlan {
+    /// The query's name.
+    pub name: &'static str,
+    /// What EXPLAIN says, line by line.
+    pub plan: String,
+}
+
+impl Desk {
+    pub(super) fn new(counters: Vec<Counter>, time_limit: Duration) -> Self {
+        let permits = Arc::new(Semaphore::new(counters.len()));
+        Self { permits, counters: Arc::new(Mutex::new(counters)), time_limit, plans: Arc::default() }
+    }
+
+    pub(super) async fn close(&self) {
+        let counters = std::mem::take(&mut *self.counters.lock().unwrap_or_else(PoisonError::into_inner));
+        for counter in counters {
+            if let Err(error) = counter.connection.close().await {
+                tracing::warn!(%error, "a connection pool did not close");
+            }
+        }
+    }
+}
+
+/// A question that is being answered: a view of the database at one moment.
+pub(super) struct Question {
+    transaction: Option<DatabaseTransaction>,
+    backend: DatabaseBackend,
+    /// Gives the connection back when this is dropped.
+    turn: Option<Turn>,
+    plans: Arc<Mutex<Option<Vec<QueryPlan>>>>,
+}
+
+struct Turn {
+    counter: Counter,
+    counters: Arc<Mutex<Vec<Counter>>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.counter.is_given_up.store(false, Ordering::Release);
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner).push(self.counter.clone());
+    }
+}
+
+impl Store {
+    /// Asks a question, and waits no longer for its answer than questions may take.
+    pub(super) async fn question<T>(&self, ask: impl AsyncFnOnce(&Question) -> Result<T>) -> Result<T> {
+        let desk = &self.desk;
+        let asking = async {
+            let question = Question::begin(self).await?;
+            // Questions are large, and many of their callers are small.
+            let answer = Box::pin(ask(&question)).await;
+            question.end();
+            answer
+        };
+        let asking = async { timeout(desk.time_limit, asking).await.unwrap_or(Err(Error::StatementTimeout)) };
+        self.unless_away(asking).await
+    }
+
+    /// Keeps the plans of all questions from now on, instead of those that were kept before, which it gives.
+    pub fn plans_record(&self) -> Vec<QueryPlan> {
+        self.desk.plans.lock().unwrap_or_else(PoisonError::into_inner).replace(Vec::new()).unwrap_or_default()
+    }
+}
+
+impl Question {
+    async fn begin(store: &Store) -> Result<Self> {
+        let desk = &store.desk;
+        let permit = timeout(QUEUE_TIMEOUT, Arc::clone(&desk.permits).acquire_owned()).await;
+        let permit = permit.map_err(|_| Error::TooManyQuestions)?.map_err(|_| Error::DatabaseUnavailable)?;
+        let counter = desk.counters.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let counter = counter.ok_or(Error::DatabaseUnavailable)?;
+        let turn = Turn { counter, counters: Arc::clone(&desk.counters), _permit: permit };
+        // On PostgreSQL it is read-only and sees one moment by the connection's own settings.
+        let transaction = turn.counter.connection.begin().await?;
+        let plans = Arc::clone(&desk.plans);
+        Ok(Self { transaction: Some(transaction), backend: store.backend, turn: Some(turn), plans })
+    }
+
+    /// Ends the transaction, which nobody has to wait for.
+    fn end(mut self) {
+        let (Some(transaction), Some(turn)) = (self.transaction.take(), self.turn.take()) else { return };
+        tokio::spawn(async move {
+            // There is nothing to lose in it.
+            if let Err(error) = transaction.commit().await {
+                tracing::debug!(%error, "the transaction of a question did not end");
+            }
+            drop(turn);
+        });
+    }
+
+    pub(super) fn backend(&self) -> DatabaseBackend {
+        self.backend
+    }
+
+    pub(super) fn is_postgres(&self) -> bool {
+        self.backend == DatabaseBackend::Postgres
+    }
+
+    fn transaction(&self) -> Result<&DatabaseTransaction, DbErr> {
+        self.transaction.as_ref().ok_or_else(|| DbErr::Custom("the question has ended".to_owned()))
+    }
+
+    /// The rows of a query, all at once, each as a tuple. Everything that a question reads goes through here or through
+    /// [`Question::stream`], under a name, so that the plan of each can be looked at.
+    pub(super) async fn rows<T: TryGetableMany>(
+        &self,
+        name: &'static str,
+        query: &impl StatementBuilder,
+    ) -> Result<Vec<T>, DbErr> {
+        let statement = self.backend.build(query);
+        self.record_plan(name, &statement).await?;
+        let rows = self.transaction()?.query_all_raw(statement).await?;
+        rows.iter().map(|row| Ok(T::try_get_many_by_index(row)?)).collect()
+    }
+
+    /// The rows of a query, all at once, each as an entity or another type with names.
+    pub(super) async fn models<M: FromQueryResult>(
+        &self,
+        name: &'static str,
+        query: &impl StatementBuilder,
+    ) -> Result<Vec<M>, DbErr> {
+        let statement = self.backend.build(query);
+        self.record_plan(name, &statement).await?;
+        let rows = self.transaction()?.query_all_raw(statement).await?;
+        rows.iter().map(|row| M::from_query_result(row, "")).collect()
+    }
+
+    /// The rows of a query as they come.
+    pub(super) async fn stream<T: TryGetableMany>(
+        &self,
+        name: &'static str,
+        query: &impl StatementBuilder,
+    ) -> Result<impl Stream<Item = Result<T, DbErr>> + Send + Unpin, DbErr> {
+        let statement = self.backend.build(query);
+        self.record_plan(name, &statement).await?;
+        let rows = self.transaction()?.stream_raw(statement).await?;
+        Ok(Box::pin(rows.map(|row| Ok(T::try_get_many_by_index(&row?)?))))
+    }
+
+    async fn record_plan(&self, name: &'static str, statement: &Statement) -> Result<(), DbErr> {
+        if self.plans.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return Ok(());
+        }
+        let (explain, column) =
+            if self.is_postgres() { ("EXPLAIN", "QUERY PLAN") } else { ("EXPLAIN QUERY PLAN", "detail") };
+        let explained = Statement { sql: format!("{explain} {}", statement.sql), ..statement.clone() };
+        let lines = self.transaction()?.query_all_raw(explained).await?;
+        let lines: Result<Vec<String>, DbErr> =
+            lines.iter().map(|line: &QueryResult| line.try_get("", column)).collect();
+        let plan = QueryPlan { name, plan: lines?.join("\n") };
+        if let Some(plans) = &mut *self.plans.lock().unwrap_or_else(PoisonError::into_inner) {
+            plans.push(plan);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        // Broken off: the database is told before anybody else gets the connection.
+        let (Some(transaction), Some(turn)) = (self.transaction.take(), self.turn.take()) else { return };
+        turn.counter.is_given_up.store(true, Ordering::Release);
+        if self.is_postgres() {
+            // The pool closes a connection that is still at work, and the server looks at it while it works.
+            drop(transaction);
+            return drop(turn);
+        }
+        tokio::spawn(async move {
+            // Waits until the statement has seen it.
+            drop(transaction.rollback().await);
+            drop(turn);
+        });
+    }
+}

@@ -1,0 +1,298 @@
+//! Finding sessions: from the index as far as it goes, and from the actions where only they can tell.
+//!
+//! Clean sessions are found by their summaries and facets, dirty ones by what [`dirty`] reads of them, all in one view of the
+//! database. What only the actions can tell (their data, their time in the session, their order) is asked of the sessions
+//! that the index leaves, in the order in which they are wanted, until there are enough.
+
+mod actions;
+mod condition;
+mod dirty;
+mod place;
+mod prepared;
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    Condition, DbErr, EntityTrait as _, ExprTrait as _, QueryTrait as _,
+    sea_query::{Expr, SelectStatement},
+};
+use uuid::Uuid;
+
+use self::{
+    condition::with_users,
+    dirty::needs_data,
+    prepared::{Candidate, Prepared, rows_of_facet},
+};
+pub(super) use self::{
+    condition::{action_condition, facet_ids, has_facets, id_range, is_clean, is_one_of, of_sessions, session_column},
+    dirty::{Depth, DirtySession, DirtySessions, SESSIONS_A_STATEMENT, wanted_actions},
+};
+use super::{
+    Store,
+    entity::{session, session_facet},
+    question::Question,
+    session::from_row,
+};
+use crate::{
+    error::{Error, Result},
+    model::{
+        Evaluation, FoundSession, FoundSessions, SessionFilter, SessionId, SessionOrder, SessionPlace, SessionSearch,
+        Summary, Summing, Track,
+    },
+};
+
+/// The sessions that a filter chooses.
+pub(super) struct Matched {
+    /// Conditions on `sessions`: each chooses some of the clean sessions, all together each session once.
+    pub(super) clean: Vec<Condition>,
+    /// Whether the filter chooses by nothing but the start.
+    pub(super) is_by_start_only: bool,
+    /// The dirty ones.
+    pub(super) dirty: Vec<DirtySession>,
+}
+
+impl Store {
+    /// Finds sessions.
+    pub async fn session_search(&self, search: &SessionSearch, now: DateTime<Utc>) -> Result<FoundSessions> {
+        self.question(async |question| question.sessions(search, now).await).await
+    }
+
+    /// One session, with what its actions say.
+    pub async fn session_describe(&self, id: SessionId) -> Result<FoundSession> {
+        self.question(async |question| {
+            let row = session::Entity::find_by_id(id.as_uuid()).into_query();
+            let rows: Vec<session::Model> = question.models("session by id", &row).await?;
+            let row = rows.into_iter().next().ok_or(Error::SessionNotFound)?;
+            let tracks = question.tracks(&[row.id]).await?.remove(&row.id).unwrap_or_default();
+            let summary = question.summary(&row, &tracks).await?;
+            Ok(FoundSession { session: from_row(row, tracks), summary, first_match: None })
+        })
+        .await
+    }
+}
+
+impl Question {
+    /// The sessions that a filter chooses, as what else is asked about them needs them.
+    pub(super) async fn matched(&self, filter: &SessionFilter, depth: Depth, now: DateTime<Utc>) -> Result<Matched> {
+        let filter = &*with_users(self, filter).await?;
+        let DirtySessions { matching: dirty, all } = self.dirty(filter, depth, now).await?;
+        let prepared = self.prepare(filter, &all, now).await?;
+        let clean = if filter.needs_actions() {
+            let sessions = self.verified(&prepared).await?;
+            let id = session_column(session::Column::Id);
+            sessions.chunks(1_000).map(|ids| Condition::all().add(id.clone().is_in(ids.iter().copied()))).collect()
+        } else {
+            vec![prepared.condition(self)]
+        };
+        let start = SessionFilter {
+            started_after: filter.started_after,
+            started_before: filter.started_before,
+            ..SessionFilter::default()
+        };
+        Ok(Matched { clean, is_by_start_only: *filter == start, dirty })
+    }
+
+    /// The clean sessions that match where actions have to be read to tell.
+    async fn verified(&self, prepared: &Prepared<'_>) -> Result<Vec<Uuid>> {
+        let mut sessions = Vec::new();
+        let mut after = None;
+        loop {
+            let candidates =
+                prepared.candidates(self, SessionOrder::StartTime, false, after, Some(SESSIONS_A_STATEMENT));
+            let rows: Vec<session::Model> = self.models("candidates", &candidates).await?;
+            let verdicts = self.verify(prepared, &rows).await?;
+            sessions.extend(rows.iter().map(|row| row.id).filter(|id| verdicts.contains_key(id)));
+            let Some(last) = rows.last().filter(|_| rows.len() == SESSIONS_A_STATEMENT) else { return Ok(sessions) };
+            after = Some(SessionPlace { key: 0, session: SessionId::from_uuid(last.id) });
+        }
+    }
+
+    /// Which of these sessions match by their actions, and where.
+    async fn verify(
+        &self,
+        prepared: &Prepared<'_>,
+        rows: &[session::Model],
+    ) -> Result<HashMap<Uuid, Option<DateTime<Utc>>>, DbErr> {
+        let filter = prepared.filter;
+        let wanted = wanted_actions(filter.matches(), self.is_postgres());
+        let mut matching = HashMap::new();
+        for rows in rows.chunks(SESSIONS_A_STATEMENT) {
+            let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
+            let mut evaluations: HashMap<Uuid, Evaluation<'_>> =
+                ids.iter().map(|id| (*id, Evaluation::new(filter, SessionId::from_uuid(*id).started_at()))).collect();
+            self.read_actions(&ids, wanted.clone(), needs_data(filter), |session, action| {
+                if let Some(evaluation) = evaluations.get_mut(&session) {
+                    evaluation.push(action);
+                }
+            })
+            .await?;
+            let verdicts = evaluations.into_iter().map(|(id, evaluation)| (id, evaluation.finish()));
+            matching
+                .extend(verdicts.filter(|(_, verdict)| verdict.matches).map(|(id, verdict)| (id, verdict.first_at)));
+        }
+        Ok(matching)
+    }
+
+    async fn sessions(&self, search: &SessionSearch, now: DateTime<Utc>) -> Result<FoundSessions> {
+        let filter = &*with_users(self, &search.filter).await?;
+        let asks_the_index = filter.asks_for_actions()
+            || filter.asks_for_summary()
+            || !(filter.duration_ms.is_open() && filter.action_count.is_open() && filter.error_count.is_open())
+            || search.order != SessionOrder::StartTime;
+        let DirtySessions { matching, all } = if asks_the_index {
+            self.dirty(filter, Depth::Tracks, now).await?
+        } else {
+            DirtySessions { matching: Vec::new(), all: Vec::new() }
+        };
+        let prepared = self.prepare(filter, &all, now).await?;
+        let (rows, mut firsts) = self.clean_page(&prepared, search).await?;
+        let total = if search.count_total {
+            Some(self.total(&prepared).await? + i64::try_from(matching.len()).unwrap_or(i64::MAX))
+        } else {
+            None
+        };
+
+        let mut page: Vec<(SessionPlace, session::Model, Option<DirtySession>)> =
+            rows.into_iter().map(|row| (place_of_row(&row, search.order), row, None)).collect();
+        for session in matching {
+            let (id, last_action_at) = (session.id, session.last_action_at);
+            let place = SessionPlace::of(id, search.order, session.action_count, session.error_count, last_action_at);
+            if search.after.is_none_or(|after| if search.ascending { place > after } else { place < after }) {
+                page.push((place, session.row.clone(), Some(session)));
+            }
+        }
+        page.sort_by(|(one, ..), (other, ..)| if search.ascending { one.cmp(other) } else { other.cmp(one) });
+        page.truncate(search.limit);
+
+        if !filter.needs_actions() && !prepared.knows_first_matches() {
+            let clean: Vec<_> = page.iter().filter(|(.., dirty)| dirty.is_none()).map(|(_, row, _)| row).collect();
+            firsts = self.first_matches(&prepared, &clean).await?;
+        }
+        let ids: Vec<_> = page.iter().map(|(_, row, _)| row.id).collect();
+        let mut tracks = self.tracks(&ids).await?;
+        let mut sessions = Vec::with_capacity(page.len());
+        for (_, row, dirty) in page {
+            let tracks = tracks.remove(&row.id).unwrap_or_default();
+            let first_match = match &dirty {
+                Some(dirty) => dirty.first_match,
+                None => firsts.get(&row.id).copied().flatten(),
+            };
+            let summary = match dirty.and_then(|dirty| dirty.summary) {
+                Some(summary) => summary,
+                None => self.summary(&row, &tracks).await?,
+            };
+            sessions.push(FoundSession { session: from_row(row, tracks), summary, first_match });
+        }
+        Ok(FoundSessions { sessions, total })
+    }
+
+    /// The clean sessions of a page, and where those match that were told by their actions.
+    async fn clean_page(
+        &self,
+        prepared: &Prepared<'_>,
+        search: &SessionSearch,
+    ) -> Result<(Vec<session::Model>, HashMap<Uuid, Option<DateTime<Utc>>>)> {
+        let mut firsts = HashMap::new();
+        let mut after = search.after;
+        if !prepared.filter.needs_actions() {
+            let limit = Some(search.limit);
+            let candidates = prepared.candidates(self, search.order, search.ascending, after, limit);
+            let candidates: Vec<Candidate> = self.models("sessions", &candidates).await?;
+            let is_known = prepared.knows_first_matches();
+            firsts.extend(candidates.iter().filter(|_| is_known).map(|found| (found.row.id, found.first_match)));
+            return Ok((candidates.into_iter().map(|found| found.row).collect(), firsts));
+        }
+        let mut page: Vec<session::Model> = Vec::new();
+        let limit = search.limit.max(SESSIONS_A_STATEMENT);
+        loop {
+            let candidates = prepared.candidates(self, search.order, search.ascending, after, Some(limit));
+            let mut rows: Vec<session::Model> = self.models("candidates", &candidates).await?;
+            after = rows.last().map(|row| place_of_row(row, search.order));
+            let is_last = rows.len() < limit;
+            firsts.extend(self.verify(prepared, &rows).await?);
+            rows.retain(|row| firsts.contains_key(&row.id));
+            page.extend(rows);
+            if is_last || page.len() >= search.limit {
+                page.truncate(search.limit);
+                return Ok((page, firsts));
+            }
+        }
+    }
+
+    /// How many clean sessions match.
+    async fn total(&self, prepared: &Prepared<'_>) -> Result<i64> {
+        if prepared.filter.needs_actions() {
+            return Ok(i64::try_from(self.verified(prepared).await?.len()).unwrap_or(i64::MAX));
+        }
+        let mut count = match prepared.only_facet() {
+            Some((facet, min_count)) => rows_of_facet(facet, min_count, prepared.filter),
+            None => prepared.joined_for(self),
+        };
+        count.expr(Expr::cust("count(*)"));
+        let counts: Vec<(i64,)> = self.rows("number of sessions", &count).await?;
+        Ok(counts.first().map_or(0, |(count,)| *count))
+    }
+
+    /// Where clean sessions match first, by their facets.
+    ///
+    /// Query `first matches`. Uses the primary key of `session_facets`.
+    async fn first_matches(
+        &self,
+        prepared: &Prepared<'_>,
+        rows: &[&session::Model],
+    ) -> Result<HashMap<Uuid, Option<DateTime<Utc>>>, DbErr> {
+        let [all, any, ..] = &prepared.facets;
+        let wanted: Vec<_> = all.iter().chain(any).collect();
+        if wanted.is_empty() || rows.is_empty() {
+            return Ok(HashMap::new());
+        }
+        if wanted.iter().any(|facets| facets.is_none()) {
+            return Ok(rows.iter().map(|row| (row.id, row.first_action_at)).collect());
+        }
+        let mut facets: Vec<i32> = wanted.into_iter().flatten().flatten().copied().collect();
+        facets.sort_unstable();
+        facets.dedup();
+        let session_id = Expr::col((session_facet::Entity, session_facet::Column::SessionId));
+        let mut query = SelectStatement::new();
+        query
+            .column((session_facet::Entity, session_facet::Column::SessionId))
+            .expr(Expr::col((session_facet::Entity, session_facet::Column::FirstAt)).min())
+            .from(session_facet::Entity)
+            .and_where(is_one_of(Expr::col((session_facet::Entity, session_facet::Column::FacetId)), &facets))
+            .and_where(session_id.is_in(rows.iter().map(|row| row.id)))
+            .add_group_by([Expr::col((session_facet::Entity, session_facet::Column::SessionId))]);
+        let rows: Vec<(Uuid, DateTime<Utc>)> = self.rows("first matches", &query).await?;
+        Ok(rows.into_iter().map(|(session, first_at)| (session, Some(first_at))).collect())
+    }
+
+    /// What a session's actions say: what the index says, if that is all of them.
+    async fn summary(&self, row: &session::Model, tracks: &[Track]) -> Result<Summary, DbErr> {
+        // Seqs have no gaps and nothing is ever taken away from a session: as many as were indexed are the same.
+        if row.action_count == tracks.iter().map(|track| track.last_seq).sum::<i64>() {
+            return Ok(summary_of_row(row));
+        }
+        let mut summing = Summing::default();
+        self.read_actions(&[row.id], Condition::all(), false, |_, action| {
+            summing.push(action.timestamp, action.kind, action.target);
+        })
+        .await?;
+        Ok(summing.finish().0)
+    }
+}
+
+fn place_of_row(row: &session::Model, order: SessionOrder) -> SessionPlace {
+    SessionPlace::of(SessionId::from_uuid(row.id), order, row.action_count, row.error_count, row.last_action_at)
+}
+
+pub(super) fn summary_of_row(row: &session::Model) -> Summary {
+    Summary {
+        action_count: row.action_count,
+        error_count: row.error_count,
+        first_action_at: row.first_action_at,
+        last_action_at: row.last_action_at,
+        active_ms: row.active_ms,
+        rage_click_count: row.rage_click_count,
+        is_dead_end: row.is_dead_end,
+    }
+}

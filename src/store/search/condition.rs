@@ -1,0 +1,312 @@
+//! Filters as SQL. Values are parameters, but for the numbers of facets, which are our own.
+
+use std::borrow::Cow;
+
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    Condition, DatabaseBackend, EntityTrait as _, ExprTrait as _, QueryFilter as _, QuerySelect as _, QueryTrait as _,
+    sea_query::{
+        Alias, BinOper, Expr, Func, LikeExpr, Query, SelectStatement, SimpleExpr, extension::postgres::PgExpr as _,
+    },
+};
+
+use crate::{
+    error::{Error, Result},
+    model::{ActionMatch, AttributeMatch, Between, SessionFilter, SessionId, TargetMatch},
+    store::{
+        entity::{action, facet, session, session_facet, track, user},
+        question::Question,
+    },
+};
+
+/// Facets that a match may name. A part of a target may be in any number of them.
+const MAX_FACETS: usize = 20_000;
+
+/// The facets that a match names, by id. None where it names none: every action is of one of them.
+///
+/// Query `facets of a match`. Uses the unique index on (type, target) where the type is given, or `facets_target`; where only a
+/// part of the target is given, it reads the facets of the type.
+pub(in crate::store) async fn facet_ids(question: &Question, wanted: &ActionMatch) -> Result<Option<Vec<i32>>> {
+    if !wanted.names_facets() {
+        return Ok(None);
+    }
+    let limit = u64::try_from(MAX_FACETS + 1).unwrap_or(u64::MAX);
+    let facets = facet::Entity::find()
+        .select_only()
+        .column(facet::Column::Id)
+        .filter(facet_condition(wanted, question.is_postgres()))
+        .limit(limit)
+        .into_query();
+    let ids: Vec<(i32,)> = question.rows("facets of a match", &facets).await?;
+    if ids.len() > MAX_FACETS {
+        let description = format!("a part of a target is in more than {MAX_FACETS} different targets: give more of it");
+        return Err(Error::invalid("filter", description));
+    }
+    Ok(Some(ids.into_iter().map(|(id,)| id).collect()))
+}
+
+fn facet_condition(wanted: &ActionMatch, is_postgres: bool) -> Condition {
+    let kind = (facet::Entity, facet::Column::Kind);
+    let target = (facet::Entity, facet::Column::Target);
+    let mut condition = Condition::all();
+    if let Some(wanted) = &wanted.kind {
+        condition = condition.add(Expr::col(kind).eq(wanted.as_str()));
+    }
+    if let Some(wanted) = &wanted.target {
+        condition = condition.add(target_condition(Expr::col(target), wanted, is_postgres));
+        if let TargetMatch::Prefix(prefix) = wanted {
+            // The collation of the column is by bytes, so that a range is a prefix.
+            condition = condition.add(Expr::col(target).gte(prefix.as_str()));
+            condition = condition.add(Expr::col(target).lte(format!("{prefix}{}", char::MAX)));
+        }
+    }
+    condition
+}
+
+fn target_condition(target: Expr, wanted: &TargetMatch, is_postgres: bool) -> SimpleExpr {
+    match wanted {
+        TargetMatch::Exact(wanted) => target.eq(wanted.as_str()),
+        TargetMatch::Prefix(prefix) => {
+            let length = i64::try_from(prefix.chars().count()).unwrap_or(i64::MAX);
+            let start = Func::cust("substr").arg(target).arg(1).arg(length_argument(length));
+            SimpleExpr::from(start).eq(prefix.as_str())
+        }
+        TargetMatch::Contains(part) => {
+            let position = Func::cust(if is_postgres { "strpos" } else { "instr" });
+            SimpleExpr::from(position.arg(target).arg(part.as_str())).gt(0)
+        }
+    }
+}
+
+/// PostgreSQL's substr takes 4 bytes.
+fn length_argument(length: i64) -> i32 {
+    i32::try_from(length).unwrap_or(i32::MAX)
+}
+
+/// Actions of the type and target that a match names.
+pub(in crate::store) fn action_condition(wanted: &ActionMatch, is_postgres: bool) -> Condition {
+    let mut condition = Condition::all();
+    if let Some(kind) = &wanted.kind {
+        condition = condition.add(Expr::col((action::Entity, action::Column::Kind)).eq(kind.as_str()));
+    }
+    if let Some(target) = &wanted.target {
+        let column = Expr::col((action::Entity, action::Column::Target));
+        condition = condition.add(target_condition(column, target, is_postgres));
+    }
+    condition
+}
+
+/// The ids of the sessions that a filter's time range lets through: an id carries its session's start. For any column of such
+/// ids; it tells PostgreSQL which partitions to read.
+pub(in crate::store) fn id_range(column: Expr, filter: &SessionFilter) -> Condition {
+    let mut condition = Condition::all();
+    if let Some(after) = filter.started_after {
+        condition = condition.add(column.clone().gte(SessionId::least_at(after)));
+    }
+    if let Some(before) = filter.started_before {
+        condition = condition.add(column.lt(SessionId::least_at(before)));
+    }
+    condition
+}
+
+pub(in crate::store) fn session_column(column: session::Column) -> Expr {
+    Expr::col((session::Entity, column))
+}
+
+/// What a filter asks of the sessions themselves, and not of their actions. Always exact.
+pub(in crate::store) fn of_sessions(filter: &SessionFilter, now: DateTime<Utc>, backend: DatabaseBackend) -> Condition {
+    let is_postgres = backend == DatabaseBackend::Postgres;
+    let mut condition = id_range(session_column(session::Column::Id), filter);
+    if let Some(user) = filter.only_user() {
+        condition = condition.add(session_column(session::Column::UserId).eq(user));
+        // The index on users goes on with the start.
+        let started_at = session_column(session::Column::StartedAt);
+        if let Some(after) = filter.started_after {
+            condition = condition.add(started_at.clone().gte(after));
+        }
+        if let Some(before) = filter.started_before {
+            condition = condition.add(started_at.lt(before));
+        }
+    }
+    match filter.users.as_deref() {
+        Some([only]) if filter.only_user() == Some(only) => {}
+        Some(users) => {
+            let users = users.iter().map(String::as_str);
+            condition = condition.add(session_column(session::Column::UserId).is_in(users));
+        }
+        None if filter.asks_for_email() => {
+            let users = users_with_email(filter, is_postgres);
+            condition = condition.add(session_column(session::Column::UserId).in_subquery(users));
+        }
+        None => {}
+    }
+    for attribute in &filter.attributes {
+        condition = condition.add(has_attribute(attribute, is_postgres));
+    }
+    if let Some(is_live) = filter.is_live {
+        let ended_at = session_column(session::Column::EndedAt);
+        condition = condition.add(if is_live { ended_at.is_null() } else { ended_at.is_not_null() });
+    }
+    if let Some(is_pinned) = filter.is_pinned {
+        let pinned_until = session_column(session::Column::PinnedUntil);
+        let is_so = pinned_until.clone().is_not_null().and(pinned_until.clone().gt(now));
+        let is_not = pinned_until.clone().is_null().or(pinned_until.lte(now));
+        condition = condition.add(if is_pinned { is_so } else { is_not });
+    }
+    condition
+}
+
+/// Users that are looked up before their sessions are. Of more, the database finds its own way.
+const MAX_USERS: u64 = 1_000;
+
+/// The filter with the users that have the e-mail address it asks for: how many they are decides how their sessions are best
+/// found, and the database would only guess.
+///
+/// Query `users with an e-mail`. Uses `users_email`, or `users_email_prefix`.
+pub(in crate::store) async fn with_users<'a>(
+    question: &Question,
+    filter: &'a SessionFilter,
+) -> Result<Cow<'a, SessionFilter>> {
+    if !filter.asks_for_email() {
+        return Ok(Cow::Borrowed(filter));
+    }
+    let mut users = users_with_email(filter, question.is_postgres());
+    users.limit(MAX_USERS + 1);
+    let users: Vec<(String,)> = question.rows("users with an e-mail", &users).await?;
+    if u64::try_from(users.len()).is_ok_and(|count| count > MAX_USERS) {
+        return Ok(Cow::Borrowed(filter));
+    }
+    let users = Some(users.into_iter().map(|(id,)| id).collect());
+    Ok(Cow::Owned(SessionFilter { users, ..filter.clone() }))
+}
+
+fn users_with_email(filter: &SessionFilter, is_postgres: bool) -> SelectStatement {
+    let email = Expr::col((user::Entity, user::Column::Email));
+    let mut condition = Condition::all();
+    if let Some(wanted) = &filter.email {
+        condition = condition.add(email.clone().eq(wanted.as_str()));
+    }
+    if let Some(prefix) = &filter.email_prefix {
+        if is_postgres {
+            // The database's collation is any; the index is by characters.
+            let escaped = prefix.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+            condition = condition.add(email.like(LikeExpr::new(format!("{escaped}%"))));
+        } else {
+            condition = condition.add(email.clone().gte(prefix.as_str()));
+            condition = condition.add(email.lt(format!("{prefix}{}", char::MAX)));
+        }
+    }
+    user::Entity::find().select_only().column(user::Column::Id).filter(condition).into_query()
+}
+
+fn has_attribute(wanted: &AttributeMatch, is_postgres: bool) -> Condition {
+    if is_postgres {
+        let attributes = session_column(session::Column::Attributes);
+        if wanted.values.is_empty() {
+            return Condition::all().add(attributes.binary(BinOper::Custom("?"), wanted.key.as_str()));
+        }
+        return wanted.values.iter().fold(Condition::any(), |any, value| {
+            let pair = serde_json::json!({ wanted.key.as_str(): value });
+            any.add(attributes.clone().contains(Expr::val(pair)))
+        });
+    }
+    let mut entries = Query::select();
+    let entry = |column: &'static str| Expr::col((Alias::new("entry"), Alias::new(column)));
+    entries
+        .expr(Expr::val(1))
+        .from_function(Func::cust("json_each").arg(session_column(session::Column::Attributes)), "entry")
+        .and_where(entry("key").eq(wanted.key.as_str()));
+    if !wanted.values.is_empty() {
+        entries.and_where(entry("value").is_in(wanted.values.iter().map(String::as_str)));
+    }
+    Condition::all().add(Expr::exists(entries))
+}
+
+/// What a filter asks of the sessions' summaries. Exact for clean sessions.
+pub(in crate::store) fn of_summaries(filter: &SessionFilter) -> Condition {
+    let mut condition = Condition::all();
+    for (column, wanted) in [
+        (session::Column::DurationMs, filter.duration_ms),
+        (session::Column::ActiveMs, filter.active_ms),
+        (session::Column::ActionCount, filter.action_count),
+        (session::Column::ErrorCount, filter.error_count),
+        (session::Column::RageClickCount, filter.rage_click_count),
+    ] {
+        condition = condition.add(is_between(column, wanted));
+    }
+    // Said as the partial indexes say it.
+    if filter.error_count.min.is_some() {
+        condition = condition.add(Expr::cust("\"sessions\".\"error_count\" > 0"));
+    }
+    if filter.rage_click_count.min.is_some() {
+        condition = condition.add(Expr::cust("\"sessions\".\"rage_click_count\" > 0"));
+    }
+    match filter.is_dead_end {
+        None => condition,
+        Some(true) => condition.add(Expr::cust("\"sessions\".\"is_dead_end\"")),
+        Some(false) => condition.add(Expr::cust("NOT \"sessions\".\"is_dead_end\"")),
+    }
+}
+
+fn is_between(column: session::Column, wanted: Between) -> Condition {
+    let mut condition = Condition::all();
+    if let Some(min) = wanted.min {
+        condition = condition.add(session_column(column).gte(min));
+    }
+    if let Some(max) = wanted.max {
+        condition = condition.add(session_column(column).lte(max));
+    }
+    condition
+}
+
+/// That a session is in the index as it is.
+pub(in crate::store) fn is_clean() -> SimpleExpr {
+    let mut dirty = Query::select();
+    dirty
+        .expr(Expr::val(1))
+        .from(track::Entity)
+        .and_where(Expr::col((track::Entity, track::Column::SessionId)).equals((session::Entity, session::Column::Id)))
+        .and_where(Expr::cust("\"tracks\".\"dirty\""));
+    Expr::exists(dirty).not()
+}
+
+/// The sessions that are not in the index as they are. Uses `tracks_dirty`.
+pub(in crate::store) fn dirty_sessions() -> SelectStatement {
+    let mut dirty = Query::select();
+    dirty
+        .column((track::Entity, track::Column::SessionId))
+        .from(track::Entity)
+        .and_where(Expr::cust("\"tracks\".\"dirty\""));
+    dirty
+}
+
+/// One of these facets. More than one are numbers in the text of the statement: they are our own, and may be more than
+/// parameters may be.
+pub(in crate::store) fn is_one_of(column: Expr, facets: &[i32]) -> SimpleExpr {
+    match facets {
+        [] => Expr::cust("1 = 0"),
+        [facet] => column.eq(*facet),
+        _ => column.is_in(facets.iter().map(|facet| Expr::cust(facet.to_string()))),
+    }
+}
+
+/// That a session has so many actions of these facets. Exact for clean sessions.
+pub(in crate::store) fn has_facets(facets: Option<&[i32]>, min_count: i64, filter: &SessionFilter) -> SimpleExpr {
+    let Some(facets) = facets else { return session_column(session::Column::ActionCount).gte(min_count) };
+    let mut rows = Query::select();
+    let session_id = Expr::col((session_facet::Entity, session_facet::Column::SessionId));
+    rows.from(session_facet::Entity)
+        .and_where(is_one_of(Expr::col((session_facet::Entity, session_facet::Column::FacetId)), facets))
+        .and_where(session_id.clone().equals((session::Entity, session::Column::Id)))
+        .cond_where(id_range(session_id, filter));
+    let count = Expr::col((session_facet::Entity, session_facet::Column::Count));
+    if facets.len() <= 1 || min_count <= 1 {
+        rows.expr(Expr::val(1));
+        if min_count > 1 {
+            rows.and_where(count.gte(min_count));
+        }
+        return Expr::exists(rows);
+    }
+    rows.expr(Func::coalesce([count.sum(), Expr::val(0)]));
+    SimpleExpr::SubQuery(None, Box::new(rows.into())).gte(min_count)
+}

@@ -1,0 +1,249 @@
+//! Sessions that are not in the index as they are: few, at most those of the last seconds. What is asked of them is answered
+//! from their tracks and their actions.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt as _;
+use sea_orm::{
+    ColumnTrait as _, Condition, DbErr, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
+    QueryTrait as _, sea_query::ExprTrait as _,
+};
+use uuid::Uuid;
+
+use super::condition::{action_condition, dirty_sessions, of_sessions, session_column};
+use crate::{
+    error::Result,
+    model::{
+        ActionMatch, ActionView, Attributes, Evaluation, Facets, SessionFilter, SessionId, Summary, Summing, Track,
+        duration_ms,
+    },
+    store::{
+        entity::{action, session, track},
+        question::Question,
+        track::from_row,
+        user::attributes_from_json,
+    },
+};
+
+/// What of the dirty sessions has to be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) enum Depth {
+    /// What their tracks say: counts, and the last action.
+    Tracks,
+    /// Their summary and facets too.
+    Actions,
+}
+
+/// A matching session that is not in the index as it is.
+pub(in crate::store) struct DirtySession {
+    pub(in crate::store) row: session::Model,
+    pub(in crate::store) id: SessionId,
+    pub(in crate::store) user_id: Option<String>,
+    pub(in crate::store) attributes: Attributes,
+    pub(in crate::store) action_count: i64,
+    pub(in crate::store) error_count: i64,
+    pub(in crate::store) last_action_at: Option<DateTime<Utc>>,
+    /// With [`Depth::Actions`], or where the filter asks for it.
+    pub(in crate::store) summary: Option<Summary>,
+    /// With [`Depth::Actions`], or where the filter asks for the summary.
+    pub(in crate::store) facets: Option<Facets>,
+    /// Where it matches, if the filter asks for actions.
+    pub(in crate::store) first_match: Option<DateTime<Utc>>,
+    /// How often it was indexed before.
+    pub(in crate::store) index_version: i64,
+}
+
+/// The dirty sessions of a filter.
+pub(in crate::store) struct DirtySessions {
+    /// Those that match.
+    pub(in crate::store) matching: Vec<DirtySession>,
+    /// All that may match by what is asked of the sessions themselves.
+    pub(in crate::store) all: Vec<Uuid>,
+}
+
+/// Sessions whose actions are read by one statement.
+pub(in crate::store) const SESSIONS_A_STATEMENT: usize = 200;
+
+impl Question {
+    /// The dirty sessions that match a filter.
+    ///
+    /// Query `dirty sessions`. Uses `tracks_dirty`, then the primary key of `sessions`.
+    pub(in crate::store) async fn dirty(
+        &self,
+        filter: &SessionFilter,
+        depth: Depth,
+        now: DateTime<Utc>,
+    ) -> Result<DirtySessions> {
+        let rows = session::Entity::find()
+            .filter(of_sessions(filter, now, self.backend()))
+            .filter(session_column(session::Column::Id).in_subquery(dirty_sessions()))
+            .into_query();
+        let rows: Vec<session::Model> = self.models("dirty sessions", &rows).await?;
+        let all: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
+        let mut tracks = self.tracks(&all).await?;
+        let mut matching: Vec<_> =
+            rows.into_iter().map(|row| DirtySession::new(&tracks.remove(&row.id).unwrap_or_default(), row)).collect();
+        matching.retain(|session| session.may_match(filter));
+        let needs_summary = depth == Depth::Actions || filter.asks_for_summary();
+        if needs_summary || filter.asks_for_actions() {
+            matching = self.look_at_actions(matching, filter, needs_summary).await?;
+        }
+        Ok(DirtySessions { matching, all })
+    }
+
+    async fn look_at_actions(
+        &self,
+        sessions: Vec<DirtySession>,
+        filter: &SessionFilter,
+        needs_summary: bool,
+    ) -> Result<Vec<DirtySession>> {
+        let wanted =
+            if needs_summary { Condition::all() } else { wanted_actions(filter.matches(), self.is_postgres()) };
+        let mut matching = Vec::new();
+        let mut sessions = sessions.into_iter().peekable();
+        while sessions.peek().is_some() {
+            let chunk: Vec<_> = sessions.by_ref().take(SESSIONS_A_STATEMENT).collect();
+            let ids: Vec<_> = chunk.iter().map(|session| session.id.as_uuid()).collect();
+            let mut looks: HashMap<Uuid, (Evaluation<'_>, Summing)> = ids
+                .iter()
+                .map(|id| (*id, (Evaluation::new(filter, SessionId::from_uuid(*id).started_at()), Summing::default())))
+                .collect();
+            self.read_actions(&ids, wanted.clone(), needs_data(filter), |session, action| {
+                if let Some((evaluation, summing)) = looks.get_mut(&session) {
+                    evaluation.push(action);
+                    if needs_summary {
+                        summing.push(action.timestamp, action.kind, action.target);
+                    }
+                }
+            })
+            .await?;
+            for mut session in chunk {
+                let Some((evaluation, summing)) = looks.remove(&session.id.as_uuid()) else { continue };
+                let verdict = evaluation.finish();
+                session.first_match = verdict.first_at;
+                if needs_summary {
+                    let (summary, facets) = summing.finish();
+                    if !is_summary_of(&summary, filter) {
+                        continue;
+                    }
+                    (session.summary, session.facets) = (Some(summary), Some(facets));
+                }
+                if verdict.matches {
+                    matching.push(session);
+                }
+            }
+        }
+        Ok(matching)
+    }
+
+    /// Looks at the actions of sessions, each session's in the order of playback.
+    ///
+    /// Query `actions of sessions`. Uses the primary key.
+    pub(in crate::store) async fn read_actions(
+        &self,
+        sessions: &[Uuid],
+        wanted: Condition,
+        with_data: bool,
+        mut look: impl FnMut(Uuid, &ActionView<'_>) + Send,
+    ) -> Result<(), DbErr> {
+        let mut query = action::Entity::find()
+            .select_only()
+            .columns([
+                action::Column::SessionId,
+                action::Column::Timestamp,
+                action::Column::Kind,
+                action::Column::Target,
+            ])
+            .filter(action::Column::SessionId.is_in(sessions.iter().copied()))
+            .filter(wanted)
+            .order_by_asc(action::Column::SessionId)
+            .order_by_asc(action::Column::Timestamp)
+            .order_by_asc(action::Column::Track)
+            .order_by_asc(action::Column::Seq);
+        if with_data {
+            query = query.column(action::Column::Data);
+            let query = query.into_query();
+            let mut rows = self
+                .stream::<(Uuid, DateTime<Utc>, String, String, Option<String>)>("actions of sessions", &query)
+                .await?;
+            while let Some((session, timestamp, kind, target, data)) = rows.try_next().await? {
+                let data = data.unwrap_or_default();
+                look(session, &ActionView { timestamp, kind: &kind, target: &target, data: &data });
+            }
+        } else {
+            let query = query.into_query();
+            let mut rows = self.stream::<(Uuid, DateTime<Utc>, String, String)>("actions of sessions", &query).await?;
+            while let Some((session, timestamp, kind, target)) = rows.try_next().await? {
+                look(session, &ActionView { timestamp, kind: &kind, target: &target, data: "" });
+            }
+        }
+        Ok(())
+    }
+
+    /// The tracks of sessions, each session's by number.
+    ///
+    /// Query `tracks of sessions`. Uses the primary key.
+    pub(in crate::store) async fn tracks(&self, sessions: &[Uuid]) -> Result<HashMap<Uuid, Vec<Track>>, DbErr> {
+        let mut tracks: HashMap<Uuid, Vec<Track>> = HashMap::new();
+        for sessions in sessions.chunks(1_000) {
+            let rows = track::Entity::find()
+                .filter(track::Column::SessionId.is_in(sessions.iter().copied()))
+                .order_by_asc(track::Column::SessionId)
+                .order_by_asc(track::Column::Number)
+                .into_query();
+            let rows: Vec<track::Model> = self.models("tracks of sessions", &rows).await?;
+            for row in rows {
+                tracks.entry(row.session_id).or_default().push(from_row(row));
+            }
+        }
+        Ok(tracks)
+    }
+}
+
+/// The actions that any of these matches may be about.
+pub(in crate::store) fn wanted_actions<'a>(
+    mut matches: impl Iterator<Item = &'a ActionMatch> + Clone,
+    is_postgres: bool,
+) -> Condition {
+    if matches.clone().any(|wanted| !wanted.names_facets()) {
+        return Condition::all();
+    }
+    matches.by_ref().fold(Condition::any(), |any, wanted| any.add(action_condition(wanted, is_postgres)))
+}
+
+/// Whether a filter looks into the data of actions.
+pub(super) fn needs_data(filter: &SessionFilter) -> bool {
+    filter.matches().any(|wanted| !wanted.data.is_empty())
+}
+
+fn is_summary_of(summary: &Summary, filter: &SessionFilter) -> bool {
+    filter.active_ms.contains(summary.active_ms)
+        && filter.rage_click_count.contains(summary.rage_click_count)
+        && filter.is_dead_end.is_none_or(|wanted| wanted == summary.is_dead_end)
+}
+
+impl DirtySession {
+    fn new(tracks: &[Track], row: session::Model) -> Self {
+        Self {
+            id: SessionId::from_uuid(row.id),
+            user_id: row.user_id.clone(),
+            attributes: attributes_from_json(row.attributes.clone()),
+            action_count: tracks.iter().map(|track| track.last_seq).sum(),
+            error_count: tracks.iter().map(|track| track.error_count).sum(),
+            last_action_at: tracks.iter().filter_map(|track| track.last_action_at).max(),
+            summary: None,
+            facets: None,
+            first_match: None,
+            index_version: row.index_version,
+            row,
+        }
+    }
+
+    /// Whether it matches as far as its tracks can tell.
+    fn may_match(&self, filter: &SessionFilter) -> bool {
+        filter.action_count.contains(self.action_count)
+            && filter.error_count.contains(self.error_count)
+            && filter.duration_ms.contains(duration_ms(self.id, self.last_action_at))
+    }
+}

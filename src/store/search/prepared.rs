@@ -1,0 +1,238 @@
+//! A filter made ready: its facets looked up, and turned into statements that choose clean sessions.
+
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    Condition, DbErr, ExprTrait as _, FromQueryResult, Iterable as _, QueryResult,
+    sea_query::{Expr, Func, JoinType, SelectStatement, SimpleExpr},
+};
+use uuid::Uuid;
+
+use super::{
+    condition::{facet_ids, has_facets, id_range, is_clean, is_one_of, of_sessions, of_summaries, session_column},
+    place::{is_after, order_by},
+};
+use crate::{
+    error::Result,
+    model::{ActionMatch, SessionFilter, SessionOrder, SessionPlace},
+    store::{
+        entity::{session, session_facet},
+        question::Question,
+    },
+};
+
+/// So few sessions are named, rather than looked up one by one.
+const FEW: usize = 50;
+
+/// A filter and what had to be looked up to carry it out.
+pub(super) struct Prepared<'a> {
+    pub(super) filter: &'a SessionFilter,
+    now: DateTime<Utc>,
+    /// The facets of each match: of `all_of`, of `any_of`, of `none_of` and of the sequence.
+    pub(super) facets: [Vec<Option<Vec<i32>>>; 4],
+    /// That a session is not one of the dirty ones. None where there are none of these.
+    is_clean: Option<SimpleExpr>,
+}
+
+impl Question {
+    /// Looks up what a filter names. `dirty` are the sessions that are left out.
+    pub(super) async fn prepare<'a>(
+        &self,
+        filter: &'a SessionFilter,
+        dirty: &[Uuid],
+        now: DateTime<Utc>,
+    ) -> Result<Prepared<'a>> {
+        let facets = [
+            self.facets(filter.all_of.iter()).await?,
+            self.facets(filter.any_of.iter()).await?,
+            self.facets(filter.none_of.iter()).await?,
+            self.facets(filter.sequence.iter().map(|step| &step.action)).await?,
+        ];
+        let is_clean = match dirty.len() {
+            0 => None,
+            1..=FEW => Some(session_column(session::Column::Id).is_not_in(dirty.iter().copied())),
+            _ => Some(is_clean()),
+        };
+        Ok(Prepared { filter, now, facets, is_clean })
+    }
+
+    async fn facets(&self, matches: impl Iterator<Item = &ActionMatch>) -> Result<Vec<Option<Vec<i32>>>> {
+        let mut facets = Vec::new();
+        for wanted in matches {
+            facets.push(facet_ids(self, wanted).await?);
+        }
+        Ok(facets)
+    }
+}
+
+impl Prepared<'_> {
+    /// What chooses the clean sessions, as far as the index can tell.
+    pub(super) fn condition(&self, question: &Question) -> Condition {
+        self.of_index(question, |_| true)
+    }
+
+    fn of_index(&self, question: &Question, is_wanted: impl Fn(usize) -> bool) -> Condition {
+        let filter = self.filter;
+        let [all, any, none, steps] = &self.facets;
+        let mut condition = of_sessions(filter, self.now, question.backend()).add(of_summaries(filter));
+        if let Some(is_clean) = &self.is_clean {
+            condition = condition.add(is_clean.clone());
+        }
+        for (index, (wanted, facets)) in filter.all_of.iter().zip(all).enumerate() {
+            if is_wanted(index) {
+                condition = condition.add(has_facets(facets.as_deref(), necessary_count(wanted), filter));
+            }
+        }
+        for facets in steps {
+            condition = condition.add(has_facets(facets.as_deref(), 1, filter));
+        }
+        if !any.is_empty() {
+            let each = filter.any_of.iter().zip(any);
+            condition = condition.add(each.fold(Condition::any(), |condition, (wanted, facets)| {
+                condition.add(has_facets(facets.as_deref(), necessary_count(wanted), filter))
+            }));
+        }
+        for (wanted, facets) in filter.none_of.iter().zip(none).filter(|(wanted, _)| wanted.is_of_facets()) {
+            condition = condition.add(has_facets(facets.as_deref(), wanted.min_count, filter).not());
+        }
+        condition
+    }
+
+    /// The clean sessions that the index leaves, in the order of the search.
+    ///
+    /// Queries `sessions` and `candidates`. Of each facet that all of them have, the primary key of `session_facets` gives the
+    /// sessions in the order of their start; without one, `sessions_user`, the index of the order, or a partial one is used.
+    pub(super) fn candidates(
+        &self,
+        question: &Question,
+        order: SessionOrder,
+        ascending: bool,
+        after: Option<SessionPlace>,
+        limit: Option<usize>,
+    ) -> SelectStatement {
+        let mut query = self.joined_for(question);
+        query.columns(session::Column::iter().map(|column| (session::Entity, column)));
+        query.expr_as(self.first_match(question), FIRST_MATCH);
+        if let Some(after) = after {
+            query.cond_where(is_after(after, order, ascending));
+        }
+        order_by(&mut query, order, ascending, self.goes_by_start_column());
+        if let Some(limit) = limit {
+            query.limit(u64::try_from(limit).unwrap_or(u64::MAX));
+        }
+        query
+    }
+
+    /// Where a session matches first, if the joined facets tell.
+    fn first_match(&self, question: &Question) -> SimpleExpr {
+        if !self.knows_first_matches() {
+            return Expr::cust("NULL");
+        }
+        let firsts: Vec<_> =
+            self.single_facets().map(|(index, ..)| Expr::col((alias(index), session_facet::Column::FirstAt))).collect();
+        match firsts.as_slice() {
+            [first] => first.clone(),
+            _ => Func::cust(if question.is_postgres() { "least" } else { "min" }).args(firsts).into(),
+        }
+    }
+
+    /// Whether the joined facets tell where a session matches first.
+    pub(super) fn knows_first_matches(&self) -> bool {
+        let all = self.filter.all_of.len();
+        all > 0 && self.filter.any_of.is_empty() && self.single_facets().count() == all
+    }
+
+    /// The one facet that is asked for, if nothing else is: then its rows are the sessions.
+    pub(super) fn only_facet(&self) -> Option<(i32, i64)> {
+        let filter = self.filter;
+        let only = SessionFilter {
+            started_after: filter.started_after,
+            started_before: filter.started_before,
+            all_of: filter.all_of.clone(),
+            ..SessionFilter::default()
+        };
+        let (_, facet, min_count) = self.single_facets().next()?;
+        (filter.all_of.len() == 1 && *filter == only && self.is_clean.is_none()).then_some((facet, min_count))
+    }
+
+    /// The index of users, and the partial ones of errors, rage clicks, dead ends and live sessions, go on with the start.
+    fn goes_by_start_column(&self) -> bool {
+        let filter = self.filter;
+        let has_facet = self.single_facets().next().is_some();
+        let is_partial = filter.error_count.min.is_some()
+            || filter.rage_click_count.min.is_some()
+            || filter.is_dead_end == Some(true)
+            || filter.is_live == Some(true);
+        !has_facet && (filter.only_user().is_some() || is_partial)
+    }
+
+    /// The matches of `all_of` that are of one facet each: index, facet and count.
+    fn single_facets(&self) -> impl Iterator<Item = (usize, i32, i64)> {
+        let matches = self.filter.all_of.iter().zip(&self.facets[0]).enumerate();
+        matches.filter_map(|(index, (wanted, facets))| match facets.as_deref() {
+            Some([facet]) => Some((index, *facet, necessary_count(wanted))),
+            _ => None,
+        })
+    }
+}
+
+/// The name under which the rows of the facet of a match are joined.
+fn alias(index: usize) -> String {
+    format!("facet_{index}")
+}
+
+pub(super) fn rows_of_facet(facet: i32, min_count: i64, filter: &SessionFilter) -> SelectStatement {
+    let column = |column| Expr::col((session_facet::Entity, column));
+    let mut query = SelectStatement::new();
+    query
+        .from(session_facet::Entity)
+        .and_where(column(session_facet::Column::FacetId).eq(facet))
+        .and_where(column(session_facet::Column::Count).gte(min_count))
+        .cond_where(id_range(column(session_facet::Column::SessionId), filter));
+    query
+}
+
+/// A session that the index finds.
+pub(super) struct Candidate {
+    pub(super) row: session::Model,
+    /// Where it matches first, if the query tells.
+    pub(super) first_match: Option<DateTime<Utc>>,
+}
+
+/// The column of that name.
+const FIRST_MATCH: &str = "first_match_at";
+
+impl FromQueryResult for Candidate {
+    fn from_query_result(row: &QueryResult, prefix: &str) -> Result<Self, DbErr> {
+        let first_match = row.try_get(prefix, FIRST_MATCH)?;
+        Ok(Self { row: session::Model::from_query_result(row, prefix)?, first_match })
+    }
+}
+
+/// How many actions of its facets a session has at least where a match is fulfilled.
+fn necessary_count(wanted: &ActionMatch) -> i64 {
+    wanted.min_count
+}
+
+impl Prepared<'_> {
+    /// The table of sessions, joined with the rows of each facet that all of them have: the database begins with the rarest.
+    pub(super) fn joined_for(&self, question: &Question) -> SelectStatement {
+        let joined: Vec<_> = self.single_facets().collect();
+        let mut query = SelectStatement::new();
+        query.from(session::Entity);
+        for (index, facet, min_count) in &joined {
+            let alias = alias(*index);
+            let column = |column: session_facet::Column| Expr::col((alias.clone(), column));
+            let session_id = column(session_facet::Column::SessionId);
+            let mut on = Condition::all()
+                .add(is_one_of(column(session_facet::Column::FacetId), &[*facet]))
+                .add(session_id.clone().equals((session::Entity, session::Column::Id)))
+                .add(id_range(session_id, self.filter));
+            if *min_count > 1 {
+                on = on.add(column(session_facet::Column::Count).gte(*min_count));
+            }
+            query.join_as(JoinType::InnerJoin, session_facet::Entity, alias.clone(), on);
+        }
+        query.cond_where(self.of_index(question, |index| !joined.iter().any(|(joined, ..)| *joined == index)));
+        query
+    }
+}

@@ -1,0 +1,74 @@
+//! Every kind of question, asked at random, against a plain model of what was acknowledged before it was asked: while nothing of
+//! the sessions is in the index, when all of it is, after changes, and while others write and the service is killed.
+//!
+//! A failure prints its seed; `REEL_TEST_SEED` runs that seed alone, `REEL_TEST_PLANS` says how many are tried.
+
+mod answers;
+mod ask;
+mod matching;
+mod questions;
+mod turmoil;
+mod world;
+
+use rand::{SeedableRng as _, rngs::StdRng};
+
+use self::{ask::Asker, world::World};
+use crate::{
+    harness::{Backend, Reel, TestDatabase, eventually, say_seed, seeds},
+    on_both_databases,
+};
+
+/// How many worlds are tried on each database, unless `REEL_TEST_PLANS` says otherwise.
+const PLANS: u64 = 2;
+
+/// How many questions are asked at each stage.
+const QUESTIONS: usize = 150;
+
+on_both_databases!(every_answer_is_exact_whatever_the_index_has_got_to);
+
+async fn every_answer_is_exact_whatever_the_index_has_got_to(backend: Backend) {
+    for seed in seeds(PLANS) {
+        say_seed(seed);
+        let mut rng = StdRng::seed_from_u64(seed);
+        let database = TestDatabase::new(backend).await;
+        // Not in the index at all.
+        let unindexed = Reel::start_on(&database, &["--indexer", "off"]).await;
+        let mut world = World::new(&mut rng);
+        world.record(&unindexed, &mut rng).await;
+        let mut asker = Asker::default();
+        asker.ask_many(&unindexed, &world, &mut rng, QUESTIONS).await;
+
+        // All of it.
+        let reel = Reel::start_on(&database, &[]).await;
+        wait_until_indexed(&database).await;
+        check_index(&database).await;
+        asker.ask_many(&unindexed, &world, &mut rng, QUESTIONS).await;
+
+        // What was indexed goes on, is changed, and is erased; nobody indexes it.
+        reel.stop().await;
+        world.change(&unindexed, &mut rng).await;
+        asker.ask_many(&unindexed, &world, &mut rng, QUESTIONS).await;
+        let reel = Reel::start_on(&database, &[]).await;
+        wait_until_indexed(&database).await;
+        check_index(&database).await;
+        asker.ask_many(&reel, &world, &mut rng, QUESTIONS / 2).await;
+        asker.check_enough_was_found();
+        unindexed.stop().await;
+        reel.stop().await;
+    }
+}
+
+pub async fn wait_until_indexed(database: &TestDatabase) {
+    let count = async || database.number("SELECT count(*) FROM tracks WHERE dirty").await;
+    eventually("everything is in the index", async || count().await == 0).await;
+}
+
+/// Runs `reel index --verify`.
+pub async fn check_index(database: &TestDatabase) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_reel"));
+    command.args(["index", "--verify", "--database-url", &database.url]);
+    let output = command.output().await.unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains(" 0 differences"), "{text}");
+}

@@ -1,0 +1,70 @@
+//! Searches, as a user meets them: from what was found to its playback, and what happens to a question that nobody waits for.
+//! That answers are right is tested in `exact`.
+
+use std::time::Duration;
+
+use reel::proto::{
+    ActionMatch, ListSessionsRequest, PlaySessionRequest, SessionFilter, SessionStart, action_match::TargetMatch,
+    play_session_request::Begin,
+};
+use tonic::{Code, Request};
+
+use crate::{
+    harness::{Backend, NOON_MS, Reel, action, click, eventually, play, session_id, start},
+    on_both_databases,
+};
+
+on_both_databases!(a_playback_begins_where_a_session_matched, a_question_that_nobody_waits_for_ends_in_the_database,);
+
+fn clicked(target: &str) -> ListSessionsRequest {
+    let target_match = Some(TargetMatch::Target(target.to_owned()));
+    let wanted = ActionMatch { r#type: "click".to_owned(), target_match, ..ActionMatch::default() };
+    let filter = SessionFilter { all_of: vec![wanted], ..SessionFilter::default() };
+    ListSessionsRequest { filter: Some(filter), ..ListSessionsRequest::default() }
+}
+
+async fn a_playback_begins_where_a_session_matched(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let id = session_id(NOON_MS);
+    reel.record(vec![start(&id, SessionStart::default())]).await.unwrap();
+    let actions = vec![click(0, "Cancel"), click(1_000, "Create Post"), action(2_000, "error", "PostFailed")];
+    reel.append(&id, "", 1, actions).await.unwrap();
+    let found = reel.sessions().list_sessions(clicked("Create Post")).await.unwrap().into_inner().sessions;
+    let place = found[0].first_match.clone().unwrap();
+    for begin in [Begin::Cursor(place.cursor), Begin::From(place.offset.unwrap())] {
+        let played = reel.play(PlaySessionRequest { begin: Some(begin), ..play(&id) }).await.unwrap();
+        assert_eq!(played.targets(), ["Create Post", "PostFailed"]);
+    }
+}
+
+async fn a_question_that_nobody_waits_for_ends_in_the_database(backend: Backend) {
+    let (reel, database) = Reel::start(backend).await;
+    // Whoever looks a facet up now never comes to an end.
+    database.execute("INSERT INTO facets (id, type, target) VALUES (1, 'click', 'Create Post')").await;
+    database.execute("ALTER TABLE facets RENAME TO real_facets").await;
+    database
+        .execute(match backend {
+            Backend::Postgres => "CREATE VIEW facets AS SELECT real_facets.* FROM real_facets, pg_sleep(100000)",
+            Backend::Sqlite => {
+                "CREATE VIEW facets AS SELECT real_facets.* FROM (WITH RECURSIVE numbers (n) AS \
+                 (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 100000000000) SELECT max(n) AS n FROM numbers) \
+                 AS long CROSS JOIN real_facets ON real_facets.id <> long.n"
+            }
+        })
+        .await;
+    // More of them than are answered at once.
+    for _ in 0..5 {
+        let mut request = Request::new(clicked("Create Post"));
+        request.set_timeout(Duration::from_millis(300));
+        let status = reel.sessions().list_sessions(request).await.unwrap_err();
+        // Who says it first: the service or the client's own clock.
+        assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
+    }
+    if backend == Backend::Postgres {
+        let busy = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' \
+                    AND query LIKE '%facets%' AND pid <> pg_backend_pid()";
+        eventually("the server has given up", async || database.number(busy).await == 0).await;
+    }
+    let everything = ListSessionsRequest::default();
+    reel.sessions().list_sessions(everything).await.expect("there is somebody to answer other questions");
+}
