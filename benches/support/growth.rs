@@ -26,7 +26,7 @@ const CHUNK: usize = 200_000;
 const SESSION: usize = 100;
 
 /// Rows of sessions and tracks are those of a session that the service recorded itself, but for these columns: whatever else
-/// a row has is as the service writes it.
+/// a row has is as the service writes it. They are not dirty: nobody is to index them while something else is measured.
 const SESSIONS: &str = "
 INSERT INTO sessions
 SELECT (jsonb_populate_record(template, jsonb_build_object('id', new.id, 'started_at', new.started_at))).*
@@ -35,7 +35,7 @@ FROM sessions template, unnest($2::uuid[], $3::timestamptz[]) AS new (id, starte
 const TRACKS: &str = "
 INSERT INTO tracks
 SELECT (jsonb_populate_record(template, jsonb_build_object(
-    'session_id', new.id, 'last_seq', new.count, 'accepted_count', new.count))).*
+    'session_id', new.id, 'last_seq', new.count, 'accepted_count', new.count, 'dirty', false))).*
 FROM tracks template, unnest($2::uuid[], $3::bigint[]) AS new (id, count) WHERE template.session_id = $1";
 
 /// Stores so many actions. Gives the ids of their sessions, oldest chunk first.

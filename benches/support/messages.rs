@@ -12,9 +12,10 @@ use super::workload::{Batch, Workload};
 
 /// Starts a session, as a web application would.
 pub fn start(id: SessionId, number: usize) -> RecordActionsRequest {
-    let user = User { id: format!("user-{}", number % 5_000), ..Default::default() };
-    let attributes =
-        [("browser", "Firefox 145"), ("release", "2026.11.3")].map(|(key, value)| (key.into(), value.into()));
+    let id_of_user = format!("user-{}", number % 5_000);
+    let user = User { email: format!("{id_of_user}@example.com"), id: id_of_user, ..Default::default() };
+    let attributes = [("browser", "Firefox 145".to_owned()), ("release", format!("2026.11.{}", number % 40))];
+    let attributes = attributes.map(|(key, value)| (key.to_owned(), value));
     let start = SessionStart { user: Some(user), start_time: None, attributes: attributes.into() };
     RecordActionsRequest { session_id: id.to_string(), event: Some(record_actions_request::Event::Start(start)) }
 }

@@ -26,11 +26,17 @@ pub struct Reel {
 impl Reel {
     /// Serves this database, and waits until it does.
     pub async fn serve(database_url: &str) -> Result<Self> {
+        Self::serve_with(database_url, &[]).await
+    }
+
+    /// The same with further arguments.
+    pub async fn serve_with(database_url: &str, arguments: &[&str]) -> Result<Self> {
         let folder = TempDir::new()?;
         let log = folder.path().join("log");
         let address = format!("127.0.0.1:{}", free_port()?);
         let child = command(&log)?
             .args(["serve", "--listen", &address, "--database-url", database_url])
+            .args(arguments)
             .kill_on_drop(true)
             .spawn()?;
         let mut reel = Self { url: format!("http://{address}"), child, _folder: folder };
