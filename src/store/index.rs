@@ -13,6 +13,7 @@ mod write;
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt as _;
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait as _, DatabaseTransaction, EntityTrait as _, FromQueryResult, QueryFilter as _,
     QueryOrder as _, QuerySelect as _, Statement,
@@ -180,17 +181,18 @@ impl Store {
             if sessions.len() == 1 {
                 page = page.limit(ACTIONS_A_STATEMENT);
             }
-            let rows = page.into_tuple::<(Uuid, DateTime<Utc>, i16, i64, String, String)>().all(&self.read).await?;
-            for (session, timestamp, _, _, kind, target) in &rows {
-                summings.entry(*session).or_default().push(*timestamp, kind, target);
+            // One by one: all of them would be large.
+            let mut rows =
+                page.into_tuple::<(Uuid, DateTime<Utc>, i16, i64, String, String)>().stream(&self.read).await?;
+            let (mut count, mut last) = (0, None);
+            while let Some((session, timestamp, track, seq, kind, target)) = rows.try_next().await? {
+                summings.entry(session).or_default().push(timestamp, &kind, &target);
+                (count, last) = (count + 1, Some((timestamp, track, seq)));
             }
-            let is_full = u64::try_from(rows.len()).is_ok_and(|rows| rows >= ACTIONS_A_STATEMENT);
-            match rows.last() {
-                Some((_, timestamp, track, seq, ..)) if sessions.len() == 1 && is_full => {
-                    after = Some((*timestamp, *track, *seq));
-                }
-                _ => return Ok(summings),
+            if sessions.len() > 1 || count < ACTIONS_A_STATEMENT {
+                return Ok(summings);
             }
+            after = last;
         }
     }
 }

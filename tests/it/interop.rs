@@ -195,6 +195,7 @@ async fn calls_every_rpc(tool: Tool) {
     assert_eq!(got[0]["session"]["endReason"], "logout");
     let listed = ask("SessionService/ListSessions", r#"{"filter": {"email": "ADA@example.com"}}"#).await;
     assert_eq!(listed[0]["sessions"].as_array().unwrap().len(), 2);
+    asks_and_counts(&mut ask).await;
     let change = json!({"session_id": session, "attributes": {"browser": "none"}}).to_string();
     let updated = ask("SessionService/UpdateSession", &change).await;
     assert_eq!(updated[0]["session"]["attributes"], json!({"browser": "none"}));
@@ -214,6 +215,24 @@ async fn calls_every_rpc(tool: Tool) {
     assert_eq!(called, rpc_paths().into_iter().collect(), "every RPC was called");
     let health = tool.ask(reel.address, "grpc.health.v1.Health/Check", "{}").await;
     assert_eq!(health, [json!({"status": "SERVING"})]);
+}
+
+/// The questions of README.md.
+async fn asks_and_counts(ask: &mut impl AsyncFnMut(&str, &str) -> Vec<Value>) {
+    let found = ask("SessionService/ListActions", r#"{"match": {"type": "navigation"}}"#).await;
+    assert_eq!(found[0]["actions"][0]["action"]["target"], "/posts/new");
+    let by = r#"{"group_by": ["ACTION_DIMENSION_TYPE"]}"#;
+    let counted = ask("AnalyticsService/CountActions", by).await;
+    assert_eq!(counted[0]["totalActionCount"], "4");
+    let durations = ask("AnalyticsService/GetSessionDurations", "{}").await;
+    assert_eq!(durations[0]["total"]["p50"], "2s");
+    let errors = ask("AnalyticsService/GetErrorFrequency", "{}").await;
+    assert_eq!(errors, [json!({"total": {}})]);
+    let transitions = ask("AnalyticsService/ListTransitions", r#"{"filter": {"all_of": [{"type": "click"}]}}"#).await;
+    assert_eq!(transitions[0]["transitions"][0]["medianTime"], "0.500s");
+    let steps = r#"{"steps": [{"match": {"type": "click"}}, {"match": {"type": "navigation"}}]}"#;
+    let funnel = ask("AnalyticsService/GetFunnel", steps).await;
+    assert_eq!(funnel[0]["steps"][1], json!({"sessionCount": "2", "userCount": "1"}));
 }
 
 #[tokio::test]
