@@ -176,6 +176,12 @@ impl ActionMatch {
             && self.target.as_ref().is_none_or(|wanted| wanted.matches(target))
     }
 
+    /// Whether it names one type and one target.
+    #[must_use]
+    pub fn is_of_one_facet(&self) -> bool {
+        self.kind.is_some() && matches!(self.target, Some(TargetMatch::Exact(_)))
+    }
+
     /// Whether an action of a session that started at this time is such.
     #[must_use]
     pub fn matches(&self, started_at: DateTime<Utc>, action: &ActionView<'_>) -> bool {

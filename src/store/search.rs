@@ -9,6 +9,7 @@ mod condition;
 mod dirty;
 mod place;
 mod prepared;
+mod window;
 
 use std::collections::HashMap;
 
@@ -22,10 +23,10 @@ use uuid::Uuid;
 use self::{
     condition::with_users,
     dirty::needs_data,
-    prepared::{Candidate, Prepared, rows_of_facet},
+    prepared::{Candidate, Prepared},
 };
 pub(super) use self::{
-    condition::{action_condition, facet_ids, has_facets, id_range, is_clean, is_one_of, of_sessions, session_column},
+    condition::{action_condition, has_facets, id_range, is_clean, is_one_of, of_sessions, session_column},
     dirty::{Depth, DirtySession, DirtySessions, SESSIONS_A_STATEMENT, wanted_actions},
 };
 use super::{
@@ -76,8 +77,9 @@ impl Question {
     /// The sessions that a filter chooses, as what else is asked about them needs them.
     pub(super) async fn matched(&self, filter: &SessionFilter, depth: Depth, now: DateTime<Utc>) -> Result<Matched> {
         let filter = &*with_users(self, filter).await?;
-        let DirtySessions { matching: dirty, all } = self.dirty(filter, depth, now).await?;
-        let prepared = self.prepare(filter, &all, now).await?;
+        let survey = self.survey(filter.matches(), Some(filter), &[]).await?;
+        let DirtySessions { matching: dirty, all } = self.dirty_of(&survey, filter, depth, now).await?;
+        let prepared = Prepared::new(filter, survey, &all, now);
         let clean = if filter.needs_actions() {
             let sessions = self.verified(&prepared).await?;
             let id = session_column(session::Column::Id);
@@ -140,45 +142,29 @@ impl Question {
             || filter.asks_for_summary()
             || !(filter.duration_ms.is_open() && filter.action_count.is_open() && filter.error_count.is_open())
             || search.order != SessionOrder::StartTime;
-        let DirtySessions { matching, all } = if asks_the_index {
-            self.dirty(filter, Depth::Tracks, now).await?
-        } else {
-            DirtySessions { matching: Vec::new(), all: Vec::new() }
-        };
-        let prepared = self.prepare(filter, &all, now).await?;
-        let (rows, mut firsts) = self.clean_page(&prepared, search).await?;
+        let days = if self.is_postgres() { window::days(search, now) } else { Vec::new() };
+        let survey = self.survey(filter.matches(), asks_the_index.then_some(filter), &days).await?;
+        let window = window::choose(search, &survey);
+        let DirtySessions { matching, all } = self.dirty_of(&survey, filter, Depth::Tracks, now).await?;
+        let prepared = Prepared::new(filter, survey, &all, now);
+        let mut page = self.clean_page(&prepared, search, window).await?;
         let total = if search.count_total {
             Some(self.total(&prepared).await? + i64::try_from(matching.len()).unwrap_or(i64::MAX))
         } else {
             None
         };
-
-        let mut page: Vec<(SessionPlace, session::Model, Option<DirtySession>)> =
-            rows.into_iter().map(|row| (place_of_row(&row, search.order), row, None)).collect();
-        for session in matching {
-            let (id, last_action_at) = (session.id, session.last_action_at);
-            let place = SessionPlace::of(id, search.order, session.action_count, session.error_count, last_action_at);
-            if search.after.is_none_or(|after| if search.ascending { place > after } else { place < after }) {
-                page.push((place, session.row.clone(), Some(session)));
-            }
-        }
-        page.sort_by(|(one, ..), (other, ..)| if search.ascending { one.cmp(other) } else { other.cmp(one) });
+        page.extend(matching.into_iter().map(|dirty| Found::dirty(dirty, search.order)).filter(|found| {
+            search.after.is_none_or(|after| if search.ascending { found.place > after } else { found.place < after })
+        }));
+        let in_order = |one: &Found, other: &Found| one.place.cmp(&other.place);
+        page.sort_by(|one, other| if search.ascending { in_order(one, other) } else { in_order(other, one) });
         page.truncate(search.limit);
-
         if !filter.needs_actions() && !prepared.knows_first_matches() {
-            let clean: Vec<_> = page.iter().filter(|(.., dirty)| dirty.is_none()).map(|(_, row, _)| row).collect();
-            firsts = self.first_matches(&prepared, &clean).await?;
+            self.find_first_matches(&prepared, &mut page).await?;
         }
-        let ids: Vec<_> = page.iter().map(|(_, row, _)| row.id).collect();
-        let mut tracks = self.tracks(&ids).await?;
         let mut sessions = Vec::with_capacity(page.len());
-        for (_, row, dirty) in page {
-            let tracks = tracks.remove(&row.id).unwrap_or_default();
-            let first_match = match &dirty {
-                Some(dirty) => dirty.first_match,
-                None => firsts.get(&row.id).copied().flatten(),
-            };
-            let summary = match dirty.and_then(|dirty| dirty.summary) {
+        for Found { row, tracks, first_match, summary, .. } in page {
+            let summary = match summary {
                 Some(summary) => summary,
                 None => self.summary(&row, &tracks).await?,
             };
@@ -187,37 +173,72 @@ impl Question {
         Ok(FoundSessions { sessions, total })
     }
 
-    /// The clean sessions of a page, and where those match that were told by their actions.
+    /// The clean sessions of a page, in no order.
+    ///
+    /// `window` says since when there probably are enough of them.
     async fn clean_page(
         &self,
         prepared: &Prepared<'_>,
         search: &SessionSearch,
-    ) -> Result<(Vec<session::Model>, HashMap<Uuid, Option<DateTime<Utc>>>)> {
-        let mut firsts = HashMap::new();
-        let mut after = search.after;
-        if !prepared.filter.needs_actions() {
-            let limit = Some(search.limit);
-            let candidates = prepared.candidates(self, search.order, search.ascending, after, limit);
-            let candidates: Vec<Candidate> = self.models("sessions", &candidates).await?;
-            let is_known = prepared.knows_first_matches();
-            firsts.extend(candidates.iter().filter(|_| is_known).map(|found| (found.row.id, found.first_match)));
-            return Ok((candidates.into_iter().map(|found| found.row).collect(), firsts));
+        window: Option<DateTime<Utc>>,
+    ) -> Result<Vec<Found>> {
+        if prepared.filter.needs_actions() {
+            return self.verified_page(prepared, search).await;
         }
-        let mut page: Vec<session::Model> = Vec::new();
-        let limit = search.limit.max(SESSIONS_A_STATEMENT);
-        loop {
-            let candidates = prepared.candidates(self, search.order, search.ascending, after, Some(limit));
-            let mut rows: Vec<session::Model> = self.models("candidates", &candidates).await?;
-            after = rows.last().map(|row| place_of_row(row, search.order));
-            let is_last = rows.len() < limit;
-            firsts.extend(self.verify(prepared, &rows).await?);
-            rows.retain(|row| firsts.contains_key(&row.id));
-            page.extend(rows);
-            if is_last || page.len() >= search.limit {
-                page.truncate(search.limit);
-                return Ok((page, firsts));
+        if window > prepared.filter.started_after {
+            let filter = SessionFilter { started_after: window, ..prepared.filter.clone() };
+            let page = self.index_page(&prepared.within(&filter), search).await?;
+            if page.len() >= search.limit {
+                return Ok(page);
             }
         }
+        self.index_page(prepared, search).await
+    }
+
+    /// The same as far as the index tells.
+    async fn index_page(&self, prepared: &Prepared<'_>, search: &SessionSearch) -> Result<Vec<Found>> {
+        let rows: Vec<Candidate> = self.models("sessions", &prepared.page(self, search)).await?;
+        let mut page: Vec<Found> = Vec::with_capacity(rows.len());
+        let mut places = HashMap::with_capacity(rows.len());
+        for Candidate { row, first_match, track } in rows {
+            let place = *places.entry(row.id).or_insert(page.len());
+            if place == page.len() {
+                page.push(Found::clean(row, first_match, search.order));
+            }
+            if let Some(found) = page.get_mut(place) {
+                found.tracks.extend(track);
+            }
+        }
+        page.iter_mut().for_each(|found| found.tracks.sort_unstable_by_key(|track| track.number));
+        Ok(page)
+    }
+
+    /// The same where only the actions tell which match.
+    async fn verified_page(&self, prepared: &Prepared<'_>, search: &SessionSearch) -> Result<Vec<Found>> {
+        let mut page: Vec<Found> = Vec::new();
+        let limit = search.limit.max(SESSIONS_A_STATEMENT);
+        let mut after = search.after;
+        loop {
+            let candidates = prepared.candidates(self, search.order, search.ascending, after, Some(limit));
+            let rows: Vec<session::Model> = self.models("candidates", &candidates).await?;
+            after = rows.last().map(|row| place_of_row(row, search.order));
+            let is_last = rows.len() < limit;
+            let firsts = self.verify(prepared, &rows).await?;
+            page.extend(rows.into_iter().filter_map(|row| {
+                let first_match = *firsts.get(&row.id)?;
+                Some(Found::clean(row, first_match, search.order))
+            }));
+            if is_last || page.len() >= search.limit {
+                break;
+            }
+        }
+        page.truncate(search.limit);
+        let ids: Vec<_> = page.iter().map(|found| found.row.id).collect();
+        let mut tracks = self.tracks(&ids).await?;
+        for found in &mut page {
+            found.tracks = tracks.remove(&found.row.id).unwrap_or_default();
+        }
+        Ok(page)
     }
 
     /// How many clean sessions match.
@@ -226,7 +247,7 @@ impl Question {
             return Ok(i64::try_from(self.verified(prepared).await?.len()).unwrap_or(i64::MAX));
         }
         let mut count = match prepared.only_facet() {
-            Some((facet, min_count)) => rows_of_facet(facet, min_count, prepared.filter),
+            Some((facet, min_count)) => prepared.rows_of_facet(facet, min_count),
             None => prepared.joined_for(self),
         };
         count.expr(Expr::cust("count(*)"));
@@ -234,36 +255,38 @@ impl Question {
         Ok(counts.first().map_or(0, |(count,)| *count))
     }
 
-    /// Where clean sessions match first, by their facets.
+    /// Finds where the clean sessions of a page match first, by their facets.
     ///
     /// Query `first matches`. Uses the primary key of `session_facets`.
-    async fn first_matches(
-        &self,
-        prepared: &Prepared<'_>,
-        rows: &[&session::Model],
-    ) -> Result<HashMap<Uuid, Option<DateTime<Utc>>>, DbErr> {
+    async fn find_first_matches(&self, prepared: &Prepared<'_>, page: &mut [Found]) -> Result<(), DbErr> {
         let [all, any, ..] = &prepared.facets;
         let wanted: Vec<_> = all.iter().chain(any).collect();
-        if wanted.is_empty() || rows.is_empty() {
-            return Ok(HashMap::new());
+        let clean: Vec<_> = page.iter().filter(|found| !found.is_dirty).map(|found| found.row.id).collect();
+        if wanted.is_empty() || clean.is_empty() {
+            return Ok(());
         }
-        if wanted.iter().any(|facets| facets.is_none()) {
-            return Ok(rows.iter().map(|row| (row.id, row.first_action_at)).collect());
+        let mut firsts = HashMap::new();
+        let is_any_action = wanted.iter().any(|facets| facets.is_none());
+        if !is_any_action {
+            let mut facets: Vec<i32> = wanted.into_iter().flatten().flatten().copied().collect();
+            facets.sort_unstable();
+            facets.dedup();
+            let session_id = Expr::col((session_facet::Entity, session_facet::Column::SessionId));
+            let mut query = SelectStatement::new();
+            query
+                .column((session_facet::Entity, session_facet::Column::SessionId))
+                .expr(Expr::col((session_facet::Entity, session_facet::Column::FirstAt)).min())
+                .from(session_facet::Entity)
+                .and_where(is_one_of(Expr::col((session_facet::Entity, session_facet::Column::FacetId)), &facets))
+                .and_where(session_id.is_in(clean))
+                .add_group_by([Expr::col((session_facet::Entity, session_facet::Column::SessionId))]);
+            firsts.extend(self.rows::<(Uuid, DateTime<Utc>)>("first matches", &query).await?);
         }
-        let mut facets: Vec<i32> = wanted.into_iter().flatten().flatten().copied().collect();
-        facets.sort_unstable();
-        facets.dedup();
-        let session_id = Expr::col((session_facet::Entity, session_facet::Column::SessionId));
-        let mut query = SelectStatement::new();
-        query
-            .column((session_facet::Entity, session_facet::Column::SessionId))
-            .expr(Expr::col((session_facet::Entity, session_facet::Column::FirstAt)).min())
-            .from(session_facet::Entity)
-            .and_where(is_one_of(Expr::col((session_facet::Entity, session_facet::Column::FacetId)), &facets))
-            .and_where(session_id.is_in(rows.iter().map(|row| row.id)))
-            .add_group_by([Expr::col((session_facet::Entity, session_facet::Column::SessionId))]);
-        let rows: Vec<(Uuid, DateTime<Utc>)> = self.rows("first matches", &query).await?;
-        Ok(rows.into_iter().map(|(session, first_at)| (session, Some(first_at))).collect())
+        for found in page.iter_mut().filter(|found| !found.is_dirty) {
+            found.first_match =
+                if is_any_action { found.row.first_action_at } else { firsts.get(&found.row.id).copied() };
+        }
+        Ok(())
     }
 
     /// What a session's actions say: what the index says, if that is all of them.
@@ -278,6 +301,30 @@ impl Question {
         })
         .await?;
         Ok(summing.finish().0)
+    }
+}
+
+/// A session of a page.
+struct Found {
+    place: SessionPlace,
+    row: session::Model,
+    tracks: Vec<Track>,
+    first_match: Option<DateTime<Utc>>,
+    /// None where the index may tell.
+    summary: Option<Summary>,
+    is_dirty: bool,
+}
+
+impl Found {
+    fn clean(row: session::Model, first_match: Option<DateTime<Utc>>, order: SessionOrder) -> Self {
+        let place = place_of_row(&row, order);
+        Self { place, row, tracks: Vec::new(), first_match, summary: None, is_dirty: false }
+    }
+
+    fn dirty(session: DirtySession, order: SessionOrder) -> Self {
+        let DirtySession { id, action_count, error_count, last_action_at, first_match, summary, .. } = session;
+        let place = SessionPlace::of(id, order, action_count, error_count, last_action_at);
+        Self { place, row: session.row, tracks: session.tracks, first_match, summary, is_dirty: true }
     }
 }
 

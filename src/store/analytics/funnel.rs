@@ -15,7 +15,7 @@ use crate::{
     store::{
         Store,
         question::Question,
-        search::{SESSIONS_A_STATEMENT, facet_ids, has_facets, wanted_actions},
+        search::{SESSIONS_A_STATEMENT, has_facets, wanted_actions},
     },
 };
 
@@ -88,7 +88,7 @@ impl Question {
             return Ok(None);
         }
         let facet = ActionMatch { kind: second.kind.clone(), target: second.target.clone(), ..ActionMatch::default() };
-        let facets = facet_ids(self, &facet).await?;
+        let facets = self.facets_of(&facet).await?;
         let has_second = Condition::all().add(has_facets(facets.as_deref(), 1, filter));
         // The dirty ones come along: what facets they have by now, their actions will tell.
         let worth = self.session_ids(filter, now, Some(has_second)).await?;

@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use sea_orm::{
     Condition, DatabaseBackend, EntityTrait as _, ExprTrait as _, QueryFilter as _, QuerySelect as _, QueryTrait as _,
     sea_query::{
-        Alias, BinOper, Expr, Func, LikeExpr, Query, SelectStatement, SimpleExpr, extension::postgres::PgExpr as _,
+        Alias, BinOper, Expr, Func, LikeExpr, Query, SelectStatement, SimpleExpr, UnionType,
+        extension::postgres::PgExpr as _,
     },
 };
 
@@ -14,7 +15,7 @@ use crate::{
     error::{Error, Result},
     model::{ActionMatch, AttributeMatch, Between, SessionFilter, SessionId, TargetMatch},
     store::{
-        entity::{action, facet, session, session_facet, track, user},
+        entity::{action, facet, facet_day, session, session_facet, track, user},
         question::Question,
     },
 };
@@ -22,27 +23,98 @@ use crate::{
 /// Facets that a match may name. A part of a target may be in any number of them.
 const MAX_FACETS: usize = 20_000;
 
-/// The facets that a match names, by id. None where it names none: every action is of one of them.
-///
-/// Query `facets of a match`. Uses the unique index on (type, target) where the type is given, or `facets_target`; where only a
-/// part of the target is given, it reads the facets of the type.
-pub(in crate::store) async fn facet_ids(question: &Question, wanted: &ActionMatch) -> Result<Option<Vec<i32>>> {
-    if !wanted.names_facets() {
-        return Ok(None);
+/// What has to be looked up before sessions are: facets, and whether the index is all there is.
+pub(in crate::store) struct Survey {
+    /// The facets that each match names, by id. None where it names none: every action is of one of them.
+    pub(in crate::store) facets: Vec<Option<Vec<i32>>>,
+    /// Whether any session in the time range may be dirty.
+    pub(in crate::store) has_dirty: bool,
+    /// How many sessions of these days the index has for each match of one type and target, by its number.
+    pub(in crate::store) days: Vec<(usize, NaiveDate, i64)>,
+}
+
+impl Question {
+    /// Looks up the facets of matches, and whether there is anything that is not in the index.
+    ///
+    /// Query `survey`. Uses the unique index on (type, target) where the type is given, or `facets_target`; where only a
+    /// part of the target is given, it reads the facets of the type. Then `tracks_dirty`, and the primary key of `facet_days`.
+    pub(in crate::store) async fn survey<'a>(
+        &self,
+        matches: impl Iterator<Item = &'a ActionMatch>,
+        dirty_of: Option<&SessionFilter>,
+        days: &[NaiveDate],
+    ) -> Result<Survey> {
+        /// The number under which a dirty session is told: matches have theirs, from 0.
+        const DIRTY: i32 = -1;
+        let mut parts = Vec::new();
+        if let Some(filter) = dirty_of {
+            let mut dirty = dirty_sessions();
+            dirty.cond_where(id_range(Expr::col((track::Entity, track::Column::SessionId)), filter)).limit(1);
+            let mut part = Query::select();
+            part.expr_as(Expr::cust(DIRTY.to_string()), "number").expr_as(Expr::cust("0"), "id");
+            part.exprs(no_day()).from_subquery(dirty, "of");
+            parts.push(part);
+        }
+        let mut survey = Survey { facets: Vec::new(), has_dirty: false, days: Vec::new() };
+        for (number, wanted) in matches.enumerate() {
+            survey.facets.push(wanted.names_facets().then(Vec::new));
+            if wanted.names_facets() {
+                let mut facets = facet::Entity::find()
+                    .select_only()
+                    .column(facet::Column::Id)
+                    .filter(facet_condition(wanted, self.is_postgres()))
+                    .into_query();
+                facets.limit(u64::try_from(MAX_FACETS + 1).unwrap_or(u64::MAX));
+                let mut part = Query::select();
+                part.expr_as(Expr::cust(number.to_string()), "number").column(("of", "id")).from_subquery(facets, "of");
+                let day = |column: facet_day::Column| Expr::col((facet_day::Entity, column));
+                if wanted.is_of_one_facet() && !days.is_empty() {
+                    part.columns([facet_day::Column::Day, facet_day::Column::SessionCount]).left_join(
+                        facet_day::Entity,
+                        day(facet_day::Column::FacetId)
+                            .equals(("of", "id"))
+                            .and(day(facet_day::Column::Day).is_in(days.iter().copied())),
+                    );
+                } else {
+                    part.exprs(no_day());
+                }
+                parts.push(part);
+            }
+        }
+        let mut parts = parts.into_iter();
+        let Some(mut query) = parts.next() else { return Ok(survey) };
+        query.unions(parts.map(|part| (UnionType::All, part)));
+        let rows: Vec<(i32, i32, Option<NaiveDate>, Option<i64>)> = self.rows("survey", &query).await?;
+        for (number, id, day, count) in rows {
+            let Ok(number) = usize::try_from(number) else {
+                survey.has_dirty = true;
+                continue;
+            };
+            survey.days.extend(day.zip(count).map(|(day, count)| (number, day, count)));
+            if let Some(Some(facets)) = survey.facets.get_mut(number)
+                && facets.last() != Some(&id)
+            {
+                facets.push(id);
+            }
+        }
+        if survey.facets.iter().flatten().any(|facets| facets.len() > MAX_FACETS) {
+            let description =
+                format!("a part of a target is in more than {MAX_FACETS} different targets: give more of it");
+            return Err(Error::invalid("filter", description));
+        }
+        Ok(survey)
     }
-    let limit = u64::try_from(MAX_FACETS + 1).unwrap_or(u64::MAX);
-    let facets = facet::Entity::find()
-        .select_only()
-        .column(facet::Column::Id)
-        .filter(facet_condition(wanted, question.is_postgres()))
-        .limit(limit)
-        .into_query();
-    let ids: Vec<(i32,)> = question.rows("facets of a match", &facets).await?;
-    if ids.len() > MAX_FACETS {
-        let description = format!("a part of a target is in more than {MAX_FACETS} different targets: give more of it");
-        return Err(Error::invalid("filter", description));
+
+    /// The facets that one match names.
+    pub(in crate::store) async fn facets_of(&self, wanted: &ActionMatch) -> Result<Option<Vec<i32>>> {
+        Ok(self.survey(std::iter::once(wanted), None, &[]).await?.facets.pop().flatten())
     }
-    Ok(Some(ids.into_iter().map(|(id,)| id).collect()))
+}
+
+/// The columns of a day and its number of sessions, where there is none. Said with their types: of a union of three, the
+/// database looks at two.
+fn no_day() -> [Expr; 2] {
+    ["date", "bigint"].map(|kind| Expr::cust(format!("CAST(NULL AS {kind})")))
 }
 
 fn facet_condition(wanted: &ActionMatch, is_postgres: bool) -> Condition {

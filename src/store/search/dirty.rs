@@ -11,7 +11,7 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::condition::{action_condition, dirty_sessions, of_sessions, session_column};
+use super::condition::{Survey, action_condition, dirty_sessions, of_sessions, session_column};
 use crate::{
     error::Result,
     model::{
@@ -38,6 +38,7 @@ pub(in crate::store) enum Depth {
 /// A matching session that is not in the index as it is.
 pub(in crate::store) struct DirtySession {
     pub(in crate::store) row: session::Model,
+    pub(in crate::store) tracks: Vec<Track>,
     pub(in crate::store) id: SessionId,
     pub(in crate::store) user_id: Option<String>,
     pub(in crate::store) attributes: Attributes,
@@ -66,10 +67,24 @@ pub(in crate::store) struct DirtySessions {
 pub(in crate::store) const SESSIONS_A_STATEMENT: usize = 200;
 
 impl Question {
+    /// The dirty sessions that match a filter, if a survey says that there may be any.
+    pub(in crate::store) async fn dirty_of(
+        &self,
+        survey: &Survey,
+        filter: &SessionFilter,
+        depth: Depth,
+        now: DateTime<Utc>,
+    ) -> Result<DirtySessions> {
+        if !survey.has_dirty {
+            return Ok(DirtySessions { matching: Vec::new(), all: Vec::new() });
+        }
+        self.dirty(filter, depth, now).await
+    }
+
     /// The dirty sessions that match a filter.
     ///
     /// Query `dirty sessions`. Uses `tracks_dirty`, then the primary key of `sessions`.
-    pub(in crate::store) async fn dirty(
+    async fn dirty(
         &self,
         filter: &SessionFilter,
         depth: Depth,
@@ -83,7 +98,7 @@ impl Question {
         let all: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
         let mut tracks = self.tracks(&all).await?;
         let mut matching: Vec<_> =
-            rows.into_iter().map(|row| DirtySession::new(&tracks.remove(&row.id).unwrap_or_default(), row)).collect();
+            rows.into_iter().map(|row| DirtySession::new(tracks.remove(&row.id).unwrap_or_default(), row)).collect();
         matching.retain(|session| session.may_match(filter));
         let needs_summary = depth == Depth::Actions || filter.asks_for_summary();
         if needs_summary || filter.asks_for_actions() {
@@ -224,7 +239,7 @@ fn is_summary_of(summary: &Summary, filter: &SessionFilter) -> bool {
 }
 
 impl DirtySession {
-    fn new(tracks: &[Track], row: session::Model) -> Self {
+    fn new(tracks: Vec<Track>, row: session::Model) -> Self {
         Self {
             id: SessionId::from_uuid(row.id),
             user_id: row.user_id.clone(),
@@ -237,6 +252,7 @@ impl DirtySession {
             first_match: None,
             index_version: row.index_version,
             row,
+            tracks,
         }
     }
 

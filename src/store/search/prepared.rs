@@ -3,24 +3,24 @@
 use chrono::{DateTime, Utc};
 use sea_orm::{
     Condition, DbErr, ExprTrait as _, FromQueryResult, Iterable as _, QueryResult,
-    sea_query::{Expr, Func, JoinType, SelectStatement, SimpleExpr},
+    sea_query::{Asterisk, Expr, Func, Iden as _, JoinType, Order, SelectStatement, SimpleExpr},
 };
 use uuid::Uuid;
 
 use super::{
-    condition::{facet_ids, has_facets, id_range, is_clean, is_one_of, of_sessions, of_summaries, session_column},
+    condition::{Survey, has_facets, id_range, is_clean, is_one_of, of_sessions, of_summaries, session_column},
     place::{is_after, order_by},
 };
 use crate::{
-    error::Result,
-    model::{ActionMatch, SessionFilter, SessionOrder, SessionPlace},
+    model::{ActionMatch, SessionFilter, SessionOrder, SessionPlace, SessionSearch, Track},
     store::{
-        entity::{session, session_facet},
+        entity::{session, session_facet, track},
         question::Question,
+        track::from_row,
     },
 };
 
-/// So few sessions are named, rather than looked up one by one.
+/// So few dirty sessions are named, rather than looked up one by one.
 const FEW: usize = 50;
 
 /// A filter and what had to be looked up to carry it out.
@@ -29,38 +29,39 @@ pub(super) struct Prepared<'a> {
     now: DateTime<Utc>,
     /// The facets of each match: of `all_of`, of `any_of`, of `none_of` and of the sequence.
     pub(super) facets: [Vec<Option<Vec<i32>>>; 4],
-    /// That a session is not one of the dirty ones. None where there are none of these.
-    is_clean: Option<SimpleExpr>,
+    dirty: Dirty,
 }
 
-impl Question {
-    /// Looks up what a filter names. `dirty` are the sessions that are left out.
-    pub(super) async fn prepare<'a>(
-        &self,
-        filter: &'a SessionFilter,
-        dirty: &[Uuid],
-        now: DateTime<Utc>,
-    ) -> Result<Prepared<'a>> {
+/// The dirty sessions, which are left out.
+#[derive(Clone, Debug)]
+enum Dirty {
+    Few(Vec<Uuid>),
+    Many,
+}
+
+/// That it is none of these, if there are any.
+fn is_none_of(column: Expr, ids: &[Uuid]) -> Option<SimpleExpr> {
+    (!ids.is_empty()).then(|| column.is_not_in(ids.iter().copied()))
+}
+
+impl<'a> Prepared<'a> {
+    /// `dirty` are the sessions that are left out.
+    pub(super) fn new(filter: &'a SessionFilter, survey: Survey, dirty: &[Uuid], now: DateTime<Utc>) -> Self {
+        let mut facets = survey.facets.into_iter();
+        let mut next = |count: usize| facets.by_ref().take(count).collect();
         let facets = [
-            self.facets(filter.all_of.iter()).await?,
-            self.facets(filter.any_of.iter()).await?,
-            self.facets(filter.none_of.iter()).await?,
-            self.facets(filter.sequence.iter().map(|step| &step.action)).await?,
+            next(filter.all_of.len()),
+            next(filter.any_of.len()),
+            next(filter.none_of.len()),
+            next(filter.sequence.len()),
         ];
-        let is_clean = match dirty.len() {
-            0 => None,
-            1..=FEW => Some(session_column(session::Column::Id).is_not_in(dirty.iter().copied())),
-            _ => Some(is_clean()),
-        };
-        Ok(Prepared { filter, now, facets, is_clean })
+        let dirty = if dirty.len() <= FEW { Dirty::Few(dirty.to_vec()) } else { Dirty::Many };
+        Prepared { filter, now, facets, dirty }
     }
 
-    async fn facets(&self, matches: impl Iterator<Item = &ActionMatch>) -> Result<Vec<Option<Vec<i32>>>> {
-        let mut facets = Vec::new();
-        for wanted in matches {
-            facets.push(facet_ids(self, wanted).await?);
-        }
-        Ok(facets)
+    /// The same for another filter, which differs in its time range only.
+    pub(super) fn within<'b>(&self, filter: &'b SessionFilter) -> Prepared<'b> {
+        Prepared { filter, now: self.now, facets: self.facets.clone(), dirty: self.dirty.clone() }
     }
 }
 
@@ -74,9 +75,10 @@ impl Prepared<'_> {
         let filter = self.filter;
         let [all, any, none, steps] = &self.facets;
         let mut condition = of_sessions(filter, self.now, question.backend()).add(of_summaries(filter));
-        if let Some(is_clean) = &self.is_clean {
-            condition = condition.add(is_clean.clone());
-        }
+        condition = match &self.dirty {
+            Dirty::Few(ids) => condition.add_option(is_none_of(session_column(session::Column::Id), ids)),
+            Dirty::Many => condition.add(is_clean()),
+        };
         for (index, (wanted, facets)) in filter.all_of.iter().zip(all).enumerate() {
             if is_wanted(index) {
                 condition = condition.add(has_facets(facets.as_deref(), necessary_count(wanted), filter));
@@ -109,7 +111,26 @@ impl Prepared<'_> {
         after: Option<SessionPlace>,
         limit: Option<usize>,
     ) -> SelectStatement {
-        let mut query = self.joined_for(question);
+        let mut query = match self.only_facet().filter(|_| order == SessionOrder::StartTime) {
+            Some((facet, min_count)) => {
+                let mut rows = self.rows_of_facet(facet, min_count);
+                let id = (session_facet::Entity, session_facet::Column::SessionId);
+                rows.columns([id, (session_facet::Entity, session_facet::Column::FirstAt)]);
+                if let Some(after) = after {
+                    let (id, after) = (Expr::col(id), after.session.as_uuid());
+                    rows.and_where(if ascending { id.gt(after) } else { id.lt(after) });
+                }
+                rows.order_by(id, if ascending { Order::Asc } else { Order::Desc });
+                if let Some(limit) = limit {
+                    rows.limit(u64::try_from(limit).unwrap_or(u64::MAX));
+                }
+                let is_it = session_column(session::Column::Id).equals((alias(0), session_facet::Column::SessionId));
+                let mut query = SelectStatement::new();
+                query.from_subquery(rows, alias(0)).inner_join(session::Entity, is_it);
+                query
+            }
+            None => self.joined_for(question),
+        };
         query.columns(session::Column::iter().map(|column| (session::Entity, column)));
         query.expr_as(self.first_match(question), FIRST_MATCH);
         if let Some(after) = after {
@@ -119,6 +140,24 @@ impl Prepared<'_> {
         if let Some(limit) = limit {
             query.limit(u64::try_from(limit).unwrap_or(u64::MAX));
         }
+        query
+    }
+
+    /// The same with their tracks: as many rows a session as it has tracks, in no order.
+    ///
+    /// Query `sessions`. Uses the primary key of `tracks` too.
+    pub(super) fn page(&self, question: &Question, search: &SessionSearch) -> SelectStatement {
+        let candidates =
+            self.candidates(question, search.order, search.ascending, search.after, Some(search.limit));
+        let mut query = SelectStatement::new();
+        query.column(("found", Asterisk));
+        for column in track::Column::iter() {
+            query.expr_as(Expr::col((track::Entity, column)), format!("{TRACK}{}", column.to_string()));
+        }
+        query.from_subquery(candidates, "found").left_join(
+            track::Entity,
+            Expr::col((track::Entity, track::Column::SessionId)).equals(("found", session::Column::Id)),
+        );
         query
     }
 
@@ -151,7 +190,24 @@ impl Prepared<'_> {
             ..SessionFilter::default()
         };
         let (_, facet, min_count) = self.single_facets().next()?;
-        (filter.all_of.len() == 1 && *filter == only && self.is_clean.is_none()).then_some((facet, min_count))
+        (filter.all_of.len() == 1 && *filter == only && matches!(self.dirty, Dirty::Few(_))).then_some((facet, min_count))
+    }
+
+    /// The rows of the only facet.
+    pub(super) fn rows_of_facet(&self, facet: i32, min_count: i64) -> SelectStatement {
+        let column = |column| Expr::col((session_facet::Entity, column));
+        let session_id = column(session_facet::Column::SessionId);
+        let mut condition = id_range(session_id.clone(), self.filter);
+        if let Dirty::Few(ids) = &self.dirty {
+            condition = condition.add_option(is_none_of(session_id, ids));
+        }
+        let mut query = SelectStatement::new();
+        query
+            .from(session_facet::Entity)
+            .and_where(column(session_facet::Column::FacetId).eq(facet))
+            .and_where(column(session_facet::Column::Count).gte(min_count))
+            .cond_where(condition);
+        query
     }
 
     /// The index of users, and the partial ones of errors, rage clicks, dead ends and live sessions, go on with the start.
@@ -180,31 +236,27 @@ fn alias(index: usize) -> String {
     format!("facet_{index}")
 }
 
-pub(super) fn rows_of_facet(facet: i32, min_count: i64, filter: &SessionFilter) -> SelectStatement {
-    let column = |column| Expr::col((session_facet::Entity, column));
-    let mut query = SelectStatement::new();
-    query
-        .from(session_facet::Entity)
-        .and_where(column(session_facet::Column::FacetId).eq(facet))
-        .and_where(column(session_facet::Column::Count).gte(min_count))
-        .cond_where(id_range(column(session_facet::Column::SessionId), filter));
-    query
-}
-
-/// A session that the index finds.
+/// A session that the index finds, and one of its tracks.
 pub(super) struct Candidate {
     pub(super) row: session::Model,
     /// Where it matches first, if the query tells.
     pub(super) first_match: Option<DateTime<Utc>>,
+    pub(super) track: Option<Track>,
 }
 
 /// The column of that name.
 const FIRST_MATCH: &str = "first_match_at";
 
+/// What the names of a track's columns begin with.
+const TRACK: &str = "track_";
+
 impl FromQueryResult for Candidate {
     fn from_query_result(row: &QueryResult, prefix: &str) -> Result<Self, DbErr> {
-        let first_match = row.try_get(prefix, FIRST_MATCH)?;
-        Ok(Self { row: session::Model::from_query_result(row, prefix)?, first_match })
+        Ok(Self {
+            row: session::Model::from_query_result(row, prefix)?,
+            first_match: row.try_get(prefix, FIRST_MATCH)?,
+            track: track::Model::from_query_result_optional(row, TRACK)?.map(from_row),
+        })
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
         analytics::tally::Tally,
         entity::{facet, session, session_facet},
         question::Question,
-        search::{Matched, facet_ids, id_range, is_one_of},
+        search::{Matched, id_range, is_one_of},
     },
 };
 
@@ -32,7 +32,7 @@ impl Question {
         matched: &Matched,
         tally: &mut Tally,
     ) -> Result<()> {
-        let facets = facet_ids(self, &counting.action).await?;
+        let facets = self.facets_of(&counting.action).await?;
         let of_days = |dimension: &Dimension| dimension.is_of_facets() || *dimension == Dimension::SessionDay;
         let days =
             whole_days(&counting.filter).filter(|_| matched.is_by_start_only && counting.group_by.iter().all(of_days));
