@@ -5,12 +5,13 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 use tonic_prost_build::manual;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "reel/v1/action.proto",
     "reel/v1/analytics.proto",
     "reel/v1/filter.proto",
     "reel/v1/ingest.proto",
     "reel/v1/playback.proto",
+    "reel/v1/retention.proto",
     "reel/v1/session.proto",
     "reel/v1/user.proto",
 ];

@@ -7,6 +7,7 @@ mod demo;
 mod import;
 mod index;
 mod play;
+mod retention;
 mod serve;
 mod signals;
 mod time;
@@ -22,7 +23,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use self::{demo::DemoArgs, import::ImportArgs, index::IndexArgs, play::PlayArgs};
+use self::{demo::DemoArgs, import::ImportArgs, index::IndexArgs, play::PlayArgs, retention::RetentionCommand};
 use crate::config::{DatabaseArgs, ServeArgs};
 
 /// Why a subcommand failed, for people.
@@ -50,6 +51,8 @@ enum Command {
     Import(ImportArgs),
     /// Checks the index by which sessions are found, or makes it anew
     Index(IndexArgs),
+    /// Forgets what is not kept, or says what would go
+    Retention(RetentionCommand),
     /// Prints a session as JSON Lines, for reading and for `reel import`
     Play(PlayArgs),
     /// Records a real visit to a web application and plays it back, to see what Reel does
@@ -75,6 +78,10 @@ impl Cli {
             Command::Index(args) => {
                 log_at("warn");
                 index::index(args).await
+            }
+            Command::Retention(args) => {
+                log_at("warn");
+                retention::retention(args).await
             }
             Command::Play(args) => {
                 log_at("warn");

@@ -3,8 +3,11 @@
 
 use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
+use chrono::TimeDelta;
 use clap::Args;
 use sea_orm::sqlx::{postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
+
+use crate::model::RetentionPolicy;
 
 /// Where the sessions are kept. Shows no password when printed.
 #[derive(Clone)]
@@ -153,9 +156,33 @@ pub struct ServiceArgs {
     /// Whether this process keeps the index by which sessions are found; of all processes on a database at least one should
     #[arg(long, env = "REEL_INDEXER", default_value = "on", value_name = "SWITCH")]
     pub indexer: Switch,
+    /// How long sessions are kept.
+    #[command(flatten)]
+    pub retention: RetentionArgs,
     /// What requests may not exceed.
     #[command(flatten)]
     pub limits: Limits,
+}
+
+/// How long sessions are kept.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct RetentionArgs {
+    /// How long sessions are kept after the end of the day (UTC) on which they started; 0 keeps them for ever
+    #[arg(long, env = "REEL_RETENTION", default_value = "14days", value_name = "DURATION", value_parser = duration_or_zero)]
+    pub retention: Duration,
+    /// Bytes that the database may take, as 500MiB or 2TiB; beyond them the oldest days go, but never today [default: any number]
+    #[arg(long, env = "REEL_RETENTION_BYTES", value_name = "BYTES", value_parser = byte_count)]
+    pub retention_bytes: Option<i64>,
+}
+
+impl RetentionArgs {
+    /// The same as a policy.
+    #[must_use]
+    pub fn policy(&self) -> RetentionPolicy {
+        let keep_for =
+            (!self.retention.is_zero()).then(|| TimeDelta::from_std(self.retention).unwrap_or(TimeDelta::MAX));
+        RetentionPolicy { keep_for, max_bytes: self.retention_bytes }
+    }
 }
 
 /// On or off.
@@ -247,6 +274,29 @@ fn json_depth(text: &str) -> Result<usize, String> {
     if depth <= 4_096 { Ok(depth) } else { Err("must be at most 4096".to_owned()) }
 }
 
+fn duration_or_zero(text: &str) -> Result<Duration, String> {
+    if text == "0" { Ok(Duration::ZERO) } else { humantime::parse_duration(text).map_err(|error| error.to_string()) }
+}
+
+/// Takes `1000000`, `500MiB`, `2TB`.
+fn byte_count(text: &str) -> Result<i64, String> {
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let factor: i64 = match text.split_at(digits.len()).1.trim() {
+        "" | "B" => 1,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return Err("must be a number of bytes, such as 500MiB, 20GB or 2TiB".to_owned()),
+    };
+    let number: i64 = digits.parse().map_err(|_| "must begin with a whole number".to_owned())?;
+    number.checked_mul(factor).filter(|bytes| *bytes > 0).ok_or_else(|| "must be from 1 byte to 8 EiB".to_owned())
+}
+
 fn positive_duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be more than 0".to_owned()),
@@ -275,6 +325,16 @@ mod tests {
         let url: DatabaseUrl = "postgres://reel:s3cr3t@db.example:5432/reel?sslmode=require".parse().expect("a URL");
         assert_eq!(url.to_string(), "postgres://db.example:5432/reel");
         assert!(!format!("{url:?}").contains("s3cr3t"));
+    }
+
+    #[test]
+    fn bytes_are_said_as_people_say_them() {
+        for (text, bytes) in [("1", 1), ("20GB", 20_000_000_000), ("500MiB", 500 << 20), ("2 TiB", 2 << 40)] {
+            assert_eq!(byte_count(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "0", "-1", "GB", "1.5GB", "1XB", "9999999TiB", "1 MiBs"] {
+            assert!(byte_count(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

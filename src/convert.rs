@@ -7,6 +7,7 @@ mod json;
 mod playback;
 mod reply;
 mod request;
+mod retention;
 mod token;
 mod upload;
 
@@ -24,5 +25,6 @@ pub use request::{
     parse_list_sessions, parse_play, parse_session_id, parse_update_session, parse_user, parse_user_email,
     parse_user_id, place_to_text,
 };
+pub use retention::{retention_report_to_proto, storage_stats_to_proto};
 pub use token::{PageToken, Scope};
 pub use upload::{UploadAction, UploadBatch, UploadEvent, UploadMessage};

@@ -47,6 +47,15 @@ pub enum Error {
     /// The session was erased; nothing can be stored under its id again.
     #[error("the session was erased")]
     SessionErased,
+    /// The session would begin before what is kept begins.
+    #[error("sessions are kept for {limit_seconds} s after the day on which they start; this one would be expired")]
+    OlderThanRetention {
+        /// The retention in force.
+        limit_seconds: u64,
+    },
+    /// Retention is being applied already.
+    #[error("retention is being applied by another process, or another request")]
+    RetentionRunning,
     /// The session belongs to another user already.
     #[error("the session belongs to another user")]
     SessionOfAnotherUser,
@@ -150,6 +159,8 @@ impl Error {
             Self::MessageTooLarge { .. } => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE", None),
             Self::SessionNotFound => (Code::NotFound, "SESSION_NOT_FOUND", None),
             Self::SessionErased => (Code::FailedPrecondition, "SESSION_ERASED", None),
+            Self::OlderThanRetention { .. } => (Code::FailedPrecondition, "OLDER_THAN_RETENTION", None),
+            Self::RetentionRunning => (Code::Unavailable, "RETENTION_RUNNING", second),
             Self::SessionOfAnotherUser => (Code::FailedPrecondition, "SESSION_OF_ANOTHER_USER", None),
             Self::TooManyAttributes { .. } => (Code::FailedPrecondition, "TOO_MANY_ATTRIBUTES", None),
             Self::TooManyTracks { .. } => (Code::FailedPrecondition, "TOO_MANY_TRACKS", None),
@@ -189,7 +200,9 @@ impl Error {
                 ("committed_seq", committed_seq.to_string()),
                 ("last_seq", last_seq.to_string()),
             ],
-            Self::UploadStalled { limit_seconds } => vec![("limit_seconds", limit_seconds.to_string())],
+            Self::UploadStalled { limit_seconds } | Self::OlderThanRetention { limit_seconds } => {
+                vec![("limit_seconds", limit_seconds.to_string())]
+            }
             _ => Vec::new(),
         };
         pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()

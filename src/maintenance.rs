@@ -1,12 +1,17 @@
-//! What has to be done from time to time: ending idle sessions, and making partitions ahead. Every process does it; all of it
-//! is safe to do at the same time.
+//! What has to be done from time to time: ending idle sessions, making partitions ahead, and forgetting what is not kept. Every
+//! process does it; all of it is safe to do at the same time.
 
 use std::{sync::Arc, time::Duration};
 
 use chrono::{TimeDelta, Utc};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::{changes::Changes, error::Result, store::Store};
+use crate::{
+    changes::Changes,
+    error::{Error, Result},
+    model::RetentionPolicy,
+    store::Store,
+};
 
 /// How often partitions are looked after. They are made days ahead.
 const PARTITIONS_EVERY: Duration = Duration::from_mins(10);
@@ -17,8 +22,11 @@ const IDLE_EVERY: Duration = Duration::from_secs(30);
 /// How many sessions are ended at once.
 const IDLE_STEP: u64 = 500;
 
+/// How often retention is applied.
+const RETENTION_EVERY: Duration = Duration::from_mins(1);
+
 /// Does all of it, for ever.
-pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Duration) {
+pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Duration, policy: &RetentionPolicy) {
     let partitions = async {
         let mut ticks = interval(PARTITIONS_EVERY);
         loop {
@@ -38,7 +46,19 @@ pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Durat
             }
         }
     };
-    tokio::join!(partitions, idle);
+    let retention = async {
+        let mut ticks = interval(RETENTION_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            match store.unless_away(store.retention_apply(policy, Utc::now())).await {
+                // Another process is at it.
+                Ok(_) | Err(Error::RetentionRunning) => {}
+                Err(error) => tracing::warn!(%error, "retention not applied, trying again later"),
+            }
+        }
+    };
+    tokio::join!(partitions, idle, retention);
 }
 
 /// Ends the sessions of which nothing has arrived for the timeout.

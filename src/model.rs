@@ -9,6 +9,7 @@ mod evaluation;
 mod filter;
 mod ingest_event;
 mod receipt;
+mod retention;
 mod search;
 mod session;
 mod session_id;
@@ -29,6 +30,7 @@ pub use filter::{
 };
 pub use ingest_event::IngestEvent;
 pub use receipt::{Rejection, SessionReceipt, TrackReceipt};
+pub use retention::{ExpiredDay, ExpiryReason, RetentionPolicy, RetentionReport, StorageStats, StoredDay, TableBytes};
 pub use search::{ActionSearch, FoundAction, FoundSession, FoundSessions, SessionPlace, SessionSearch};
 pub use session::{
     Attributes, DEFAULT_END_REASON, Erased, IDLE_END_REASON, Pin, Session, SessionEnd, SessionStart, Track, User,

@@ -4,6 +4,7 @@ mod analytics;
 mod codec;
 mod ingest;
 mod playback;
+mod retention;
 mod session;
 mod user;
 
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{changes::Changes, config::Limits, ingest::Writer, store::Store};
+use crate::{changes::Changes, config::Limits, ingest::Writer, model::RetentionPolicy, store::Store};
 
 /// What the services work with. Cheap to clone.
 #[derive(Clone)]
@@ -23,6 +24,7 @@ pub(crate) struct Services {
     pub(crate) writer: Writer,
     pub(crate) changes: Arc<Changes>,
     pub(crate) limits: Limits,
+    pub(crate) retention: RetentionPolicy,
     /// What is under way and must not be cut in half: shutting down waits for it.
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the service shuts down: streams end.

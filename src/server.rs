@@ -19,7 +19,8 @@ use crate::{
     ingest::{Intake, Writer},
     maintenance::maintain,
     proto::{
-        DESCRIPTORS, analytics_service_server::AnalyticsServiceServer, session_service_server::SessionServiceServer,
+        DESCRIPTORS, analytics_service_server::AnalyticsServiceServer,
+        retention_service_server::RetentionServiceServer, session_service_server::SessionServiceServer,
         user_service_server::UserServiceServer,
     },
     rpc::{IngestServiceServer, PlaybackServiceServer, Services},
@@ -53,14 +54,15 @@ pub async fn run(
     let writes = TaskTracker::new();
     let changes = Arc::new(Changes::default());
     let (health, health_service) = Health::new(store.clone()).await;
-    let writers = store.writers(args.writers);
-    let writer = Writer::new(store.clone(), Arc::clone(&changes), args.limits, writers, writes.clone());
+    let (writers, retention) = (store.writers(args.writers), args.retention.policy());
+    let writer = Writer::new(store.clone(), Arc::clone(&changes), args.limits, retention, writers, writes.clone());
     let services = Services {
         store: store.clone(),
         writer,
         changes: Arc::clone(&changes),
         tasks: writes.clone(),
         limits: args.limits,
+        retention,
         drain: drain.clone(),
     };
     let intake = Intake::new(args.ingest_buffer_mib, args.limits.max_message_bytes, args.upload_stall_timeout);
@@ -74,7 +76,7 @@ pub async fn run(
         tokio::select! {
             () = health.watch() => {}
             () = changes.exchange(&store) => {}
-            () = maintain(&store, &changes, args.idle_timeout) => {}
+            () = maintain(&store, &changes, args.idle_timeout, &retention) => {}
             () = index::keep(&store), if args.indexer == Switch::On => {}
         }
         std::future::pending().await
@@ -149,6 +151,7 @@ fn routes(services: &Services, health: health::HealthService) -> Routes {
         .add_service(configured!(SessionServiceServer))
         .add_service(configured!(UserServiceServer))
         .add_service(configured!(AnalyticsServiceServer))
+        .add_service(configured!(RetentionServiceServer))
         .add_service(health)
         .add_service(reflection().build_v1().unwrap_or_else(|error| unreachable!("our own descriptors: {error}")))
         .add_service(reflection().build_v1alpha().unwrap_or_else(|error| unreachable!("our own descriptors: {error}")));

@@ -18,6 +18,7 @@ mod action;
 mod analytics;
 mod append;
 mod changes;
+mod claim;
 mod connect;
 mod entity;
 mod failure;
@@ -27,6 +28,7 @@ mod prepare;
 mod probe;
 mod question;
 mod relay;
+mod retention;
 mod search;
 mod session;
 mod track;
@@ -62,6 +64,8 @@ pub struct Store {
     answers: watch::Sender<bool>,
     /// When it has last not answered.
     outage: Outage,
+    /// Whether there may be facets that no session has.
+    has_loose_facets: Arc<AtomicBool>,
 }
 
 impl Store {
@@ -87,7 +91,21 @@ impl Store {
         let backend = write.get_database_backend();
         let answers = watch::Sender::new(true);
         let (known_partitions, writes_in_doubt) = (Arc::default(), Arc::default());
-        Ok(Self { write, copy, read, probe, desk, backend, known_partitions, writes_in_doubt, answers, outage })
+        // Who knows what was erased before.
+        let has_loose_facets = Arc::new(AtomicBool::new(true));
+        Ok(Self {
+            write,
+            copy,
+            read,
+            probe,
+            desk,
+            backend,
+            known_partitions,
+            writes_in_doubt,
+            answers,
+            outage,
+            has_loose_facets,
+        })
     }
 
     /// How many transactions can write at once to some purpose, where so many are asked for. On PostgreSQL a second one

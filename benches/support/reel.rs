@@ -1,4 +1,4 @@
-//! The program under test, as a process of its own, with its defaults.
+//! The program under test, as a process of its own, with its defaults, but that it keeps all sessions.
 
 use std::{fs::File, path::Path, process::Stdio, time::Duration};
 
@@ -35,7 +35,8 @@ impl Reel {
         let log = folder.path().join("log");
         let address = format!("127.0.0.1:{}", free_port()?);
         let child = command(&log)?
-            .args(["serve", "--listen", &address, "--database-url", database_url])
+            // Sessions are of any age.
+            .args(["serve", "--listen", &address, "--database-url", database_url, "--retention", "0"])
             .args(arguments)
             .kill_on_drop(true)
             .spawn()?;

@@ -10,6 +10,7 @@ mod m20261122_000001_sessions;
 mod m20261122_000002_actions;
 mod m20261122_000003_erasure;
 mod m20261124_000004_index;
+mod m20261125_000005_retention;
 
 /// All migrations, oldest first.
 #[derive(Debug)]
@@ -23,6 +24,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261122_000002_actions::Migration),
             Box::new(m20261122_000003_erasure::Migration),
             Box::new(m20261124_000004_index::Migration),
+            Box::new(m20261125_000005_retention::Migration),
         ]
     }
 }

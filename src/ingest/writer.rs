@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chrono::{SubsecRound as _, Utc};
+use chrono::{DateTime, SubsecRound as _, Utc};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio_util::task::TaskTracker;
 
@@ -11,7 +11,7 @@ use crate::{
     changes::Changes,
     config::Limits,
     error::{Error, Result},
-    model::{IngestEvent, SessionEnd, SessionId, SessionReceipt, SessionStart},
+    model::{IngestEvent, RetentionPolicy, SessionEnd, SessionId, SessionReceipt, SessionStart},
     store::Store,
 };
 
@@ -29,6 +29,7 @@ pub(super) struct Shared {
     pub(super) store: Store,
     pub(super) changes: Arc<Changes>,
     pub(super) limits: Limits,
+    retention: RetentionPolicy,
     /// The writes under way, so that shutting down can wait for them.
     pub(super) writes: TaskTracker,
 }
@@ -42,8 +43,15 @@ pub type Receipt = oneshot::Receiver<Result<SessionReceipt>>;
 impl Writer {
     /// Makes a writer of so many lanes, that is of so many transactions at once. Shutting down waits for `writes`.
     #[must_use]
-    pub fn new(store: Store, changes: Arc<Changes>, limits: Limits, lanes: usize, writes: TaskTracker) -> Self {
-        let shared = Arc::new(Shared { store, changes, limits, writes });
+    pub fn new(
+        store: Store,
+        changes: Arc<Changes>,
+        limits: Limits,
+        retention: RetentionPolicy,
+        lanes: usize,
+        writes: TaskTracker,
+    ) -> Self {
+        let shared = Arc::new(Shared { store, changes, limits, retention, writes });
         let lanes = (0..lanes.max(1)).map(|_| Arc::new(Lane::new(Arc::clone(&shared)))).collect();
         Self { shared, lanes }
     }
@@ -100,6 +108,7 @@ impl Shared {
         let receipt = match boundary {
             Boundary::Start(start) => {
                 let now = Utc::now().trunc_subsecs(6);
+                self.check_age(start, now).await?;
                 self.store.session_start(start, now, self.limits.max_attributes).await?;
                 SessionReceipt { started: true, ..SessionReceipt::new(start.id) }
             }
@@ -110,5 +119,14 @@ impl Shared {
         };
         self.changes.announce(receipt.session);
         Ok(receipt)
+    }
+
+    /// Fails if a session would be expired from its start. One that is there, because it is pinned, may be started again.
+    async fn check_age(&self, start: &SessionStart, now: DateTime<Utc>) -> Result<()> {
+        let Some(keep_for) = self.retention.keep_for else { return Ok(()) };
+        if !self.retention.is_expired(start.id.started_at(), now) || self.store.session_exists(start.id).await? {
+            return Ok(());
+        }
+        Err(Error::OlderThanRetention { limit_seconds: keep_for.num_seconds().unsigned_abs() })
     }
 }

@@ -228,7 +228,11 @@ pub(super) async fn sqlite(
                 options.pragma("query_only", "ON")
             } else {
                 // Both are written into the file; auto_vacuum must be chosen before the first table is made.
-                options.auto_vacuum(SqliteAutoVacuum::Incremental).journal_mode(SqliteJournalMode::Wal)
+                options
+                    .auto_vacuum(SqliteAutoVacuum::Incremental)
+                    .journal_mode(SqliteJournalMode::Wal)
+                    // What is erased is overwritten where its page is written anyway.
+                    .pragma("secure_delete", "FAST")
             }
         });
     Database::connect(options).await

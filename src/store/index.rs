@@ -15,8 +15,8 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt as _;
 use sea_orm::{
-    ColumnTrait as _, ConnectionTrait as _, DatabaseTransaction, EntityTrait as _, FromQueryResult, QueryFilter as _,
-    QueryOrder as _, QuerySelect as _, Statement,
+    ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, FromQueryResult, QueryFilter as _, QueryOrder as _,
+    QuerySelect as _, Statement,
     sea_query::{Expr, ExprTrait as _},
 };
 use uuid::Uuid;
@@ -24,6 +24,7 @@ use uuid::Uuid;
 pub use self::{facets::FacetIds, verify::Difference};
 use super::{
     Store,
+    claim::Claim,
     entity::{action, session},
     failure::{Attempts, Failure},
     track::tracks_of,
@@ -35,7 +36,7 @@ use crate::{
 
 /// Key of the advisory lock that the process holds that indexes: "reel" in ASCII, and 3. It saves others the work; that
 /// nothing is counted twice does not depend on it.
-const INDEX_LOCK: i64 = 0x7265_656c_0000_0003;
+pub(super) const INDEX_LOCK: i64 = 0x7265_656c_0000_0003;
 
 /// Actions that are read by one statement.
 const ACTIONS_A_STATEMENT: u64 = 20_000;
@@ -87,16 +88,9 @@ impl Store {
         Ok(DueSession::find_by_statement(statement).all(&self.read).await?)
     }
 
-    /// Takes the lock of the process that indexes, for as long as the transaction lasts. None if another process has it.
+    /// Takes the lock of the process that indexes. None if another process has it.
     pub async fn index_claim(&self) -> Result<Option<Claim>> {
-        if !self.is_postgres() {
-            return Ok(Some(Claim(None)));
-        }
-        let tx = self.begin().await?;
-        let sql = format!("SELECT pg_try_advisory_xact_lock({INDEX_LOCK}) AS is_ours");
-        let row = tx.query_one_raw(Statement::from_string(self.backend, sql)).await?;
-        let is_ours = row.map(|row| row.try_get("", "is_ours")).transpose()?.unwrap_or(false);
-        Ok(is_ours.then_some(Claim(Some(tx))))
+        self.claim(INDEX_LOCK).await
     }
 
     /// Indexes sessions, many a transaction. Gives the number of actions that were read for it.
@@ -107,7 +101,12 @@ impl Store {
             loop {
                 match self.index_once(sessions, ids).await {
                     Ok(()) => break,
-                    Err(failure) => attempts.again_after(failure).await?,
+                    Err(failure) => {
+                        if matches!(failure, Failure::Outdated) {
+                            *ids = FacetIds::default();
+                        }
+                        attempts.again_after(failure).await?;
+                    }
                 }
             }
             actions += sessions.iter().map(|session| session.action_count.cast_unsigned()).sum::<u64>();
@@ -193,21 +192,6 @@ impl Store {
                 return Ok(summings);
             }
             after = last;
-        }
-    }
-}
-
-/// The lock of the process that indexes.
-#[derive(Debug)]
-pub struct Claim(Option<DatabaseTransaction>);
-
-impl Claim {
-    /// Gives the lock up.
-    pub async fn release(self) {
-        if let Some(tx) = self.0
-            && let Err(error) = tx.rollback().await
-        {
-            tracing::debug!(%error, "the lock of the indexer was lost before it was given up");
         }
     }
 }

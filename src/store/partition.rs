@@ -24,7 +24,7 @@ const MAX_PARTITIONS: usize = 400;
 const MAX_MOVED: i64 = 200_000;
 
 /// The tables that have partitions, all of the same days.
-const TABLES: [&str; 2] = ["actions", "session_facets"];
+pub(super) const TABLES: [&str; 2] = ["actions", "session_facets"];
 
 /// What to do with a day's rows that lie in the DEFAULT partition.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl Store {
             while let Some(session) = self.first_session_in_default(table, after).await? {
                 let day = session.started_at().date_naive();
                 outcome = outcome.and(self.partition_ensure(day, MAX_PARTITIONS, Strays::Move).await);
-                after = bounds(day).1;
+                after = day_bounds(day).1;
             }
         }
         outcome
@@ -117,7 +117,7 @@ impl Store {
 
     async fn partition_ensure(&self, day: NaiveDate, limit: usize, strays: Strays) -> Result<()> {
         for table in TABLES {
-            let name = name(table, day);
+            let name = partition_name(table, day);
             let names = partition_names_in(&self.read, table).await?;
             if names.contains(&name) || names.len() >= limit {
                 continue;
@@ -141,7 +141,7 @@ impl Store {
         if partition_names_in(&tx, table).await?.contains(name) {
             return tx.rollback().await;
         }
-        let (from, to) = bounds(day);
+        let (from, to) = day_bounds(day);
         let has_strays = in_default(&tx, table, from, Some(to)).await?.is_some();
         if has_strays && (strays == Strays::Leave || are_too_many(&tx, table, from, to).await?) {
             tracing::warn!(partition = name, "partition not made: its rows lie in the default one");
@@ -178,7 +178,7 @@ impl Store {
     }
 }
 
-async fn partition_names_in(
+pub(super) async fn partition_names_in(
     connection: &impl sea_orm::ConnectionTrait,
     table: &str,
 ) -> Result<BTreeSet<String>, DbErr> {
@@ -227,17 +227,22 @@ async fn in_default(
     Ok(row.map(|row| row.session_id).filter(|session| to.is_none_or(|to| *session < to)))
 }
 
-fn name(table: &str, day: NaiveDate) -> String {
+pub(super) fn partition_name(table: &str, day: NaiveDate) -> String {
     format!("{table}_{}", day.format("%Y%m%d"))
 }
 
+/// The day of a partition of that name. None for the DEFAULT one, and for what somebody else has made.
+pub(super) fn partition_day(table: &str, name: &str) -> Option<NaiveDate> {
+    NaiveDate::parse_from_str(name.strip_prefix(table)?.strip_prefix('_')?, "%Y%m%d").ok()
+}
+
 /// The range of session ids of a day: from the first, up to and without the second.
-fn bounds(day: NaiveDate) -> (Uuid, Uuid) {
+pub(super) fn day_bounds(day: NaiveDate) -> (Uuid, Uuid) {
     let next = day.checked_add_days(Days::new(1)).unwrap_or(NaiveDate::MAX);
     (lower_bound(day), lower_bound(next))
 }
 
-fn lower_bound(day: NaiveDate) -> Uuid {
+pub(super) fn lower_bound(day: NaiveDate) -> Uuid {
     SessionId::least_at(day.and_time(NaiveTime::MIN).and_utc())
 }
 
@@ -248,7 +253,7 @@ mod tests {
     #[test]
     fn a_days_bounds_hold_exactly_the_sessions_of_that_day() {
         let day = NaiveDate::from_ymd_opt(2026, 11, 22).expect("a date");
-        let (from, to) = bounds(day);
+        let (from, to) = day_bounds(day);
         let first = day.and_time(NaiveTime::MIN).and_utc();
         let last = first + chrono::TimeDelta::days(1) - chrono::TimeDelta::milliseconds(1);
         for (time, inside) in [

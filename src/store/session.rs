@@ -1,6 +1,6 @@
 //! Queries about sessions: starting, ending, finding, changing and erasing them.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::atomic::Ordering};
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -43,6 +43,11 @@ impl Store {
                 Err(failure) => attempts.again_after(failure).await?,
             }
         }
+    }
+
+    /// Whether a session is there.
+    pub async fn session_exists(&self, id: SessionId) -> Result<bool> {
+        Ok(!existing(&self.write, &[id.as_uuid()]).await?.is_empty())
     }
 
     /// Fails if a session cannot be started, or started again, by this user.
@@ -250,16 +255,35 @@ impl Store {
     /// Erases a session and its actions, and keeps its id so that nothing is stored under it again. Returns the number of
     /// actions erased.
     pub async fn session_erase(&self, id: SessionId, now: DateTime<Utc>) -> Result<i64> {
+        self.session_remove(id, Condition::all(), now).await
+    }
+
+    /// The same, unless it is pinned: then it is as if it were not there.
+    pub(super) async fn session_expire(&self, id: SessionId, now: DateTime<Utc>) -> Result<i64> {
+        let pinned_until = session::Column::PinnedUntil;
+        let is_not_pinned = Condition::any().add(pinned_until.is_null()).add(pinned_until.lte(now));
+        self.session_remove(id, is_not_pinned, now).await
+    }
+
+    async fn session_remove(&self, id: SessionId, condition: Condition, now: DateTime<Utc>) -> Result<i64> {
         let mut attempts = Attempts::default();
         loop {
-            match self.session_erase_once(id, now).await {
-                Ok(actions) => return Ok(actions),
+            match self.session_remove_once(id, condition.clone(), now).await {
+                Ok(actions) => {
+                    self.has_loose_facets.store(true, Ordering::Release);
+                    return Ok(actions);
+                }
                 Err(failure) => attempts.again_after(failure).await?,
             }
         }
     }
 
-    async fn session_erase_once(&self, id: SessionId, now: DateTime<Utc>) -> Result<i64, Failure> {
+    async fn session_remove_once(
+        &self,
+        id: SessionId,
+        condition: Condition,
+        now: DateTime<Utc>,
+    ) -> Result<i64, Failure> {
         let tx = self.begin().await?;
         if self.is_postgres() {
             // However large the session is.
@@ -269,7 +293,8 @@ impl Store {
         // The tracks' locks keep writers out until the session is gone; then its foreign key does.
         let locked = track::Entity::find().filter(track::Column::SessionId.eq(uuid)).lock_exclusive().all(&tx).await?;
         let actions = locked.iter().map(|track| track.last_seq).sum();
-        if session::Entity::delete_by_id(uuid).exec(&tx).await?.rows_affected == 0 {
+        let gone = session::Entity::delete_by_id(uuid).filter(condition).exec(&tx).await?;
+        if gone.rows_affected == 0 {
             return Err(Error::SessionNotFound.into());
         }
         let tombstone = tombstone::ActiveModel { session_id: Set(uuid), erased_at: Set(now) };

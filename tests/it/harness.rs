@@ -51,6 +51,7 @@ macro_rules! on_both_databases {
 }
 
 #[derive(Parser)]
+#[command(args_override_self = true)]
 struct Arguments {
     #[command(flatten)]
     service: ServiceArgs,
@@ -58,7 +59,8 @@ struct Arguments {
 
 /// The service's defaults with these arguments of its command line.
 pub fn service_args(arguments: &[&str]) -> ServiceArgs {
-    Arguments::parse_from(["reel"].iter().chain(arguments)).service
+    // Tests have days of their own, and sessions of all ages. Of an argument that is given twice, the last counts.
+    Arguments::parse_from(["reel", "--retention", "0"].iter().chain(arguments)).service
 }
 
 /// A running service.

@@ -230,6 +230,12 @@ async fn asks_and_counts(ask: &mut impl AsyncFnMut(&str, &str) -> Vec<Value>) {
     assert_eq!(errors, [json!({"total": {}})]);
     let transitions = ask("AnalyticsService/ListTransitions", r#"{"filter": {"all_of": [{"type": "click"}]}}"#).await;
     assert_eq!(transitions[0]["transitions"][0]["medianTime"], "0.500s");
+    let stored = ask("RetentionService/GetStorageStats", "{}").await;
+    assert_eq!(stored[0]["actionCount"], "4");
+    let nothing = ask("RetentionService/PreviewRetention", "{}").await;
+    assert_eq!(nothing[0]["report"]["days"], Value::Null);
+    let nothing = ask("RetentionService/ApplyRetention", "{}").await;
+    assert_eq!(nothing[0]["report"]["sessionCount"], Value::Null);
     let steps = r#"{"steps": [{"match": {"type": "click"}}, {"match": {"type": "navigation"}}]}"#;
     let funnel = ask("AnalyticsService/GetFunnel", steps).await;
     assert_eq!(funnel[0]["steps"][1], json!({"sessionCount": "2", "userCount": "1"}));

@@ -202,7 +202,11 @@ async fn searches(reel: &Reel, backend: Backend) {
         );
         plans.use_index("survey", &["tracks_dirty"], &["tracks_dirty"]);
         plans.use_index("dirty sessions", &["tracks_dirty"], &["tracks_dirty"]);
-        plans.use_index("sessions", &["tracks_pkey", "tracks_source"], &["SEARCH tracks USING INDEX sqlite_autoindex_tracks_1"]);
+        plans.use_index(
+            "sessions",
+            &["tracks_pkey", "tracks_source"],
+            &["SEARCH tracks USING INDEX sqlite_autoindex_tracks_1"],
+        );
     }
     let user = SessionFilter { user_id: "user 7".to_owned(), ..SessionFilter::default() };
     find(reel, backend, "a user", user).await.never_scan(&READ_BY_PART).use_index(

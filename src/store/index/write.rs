@@ -1,6 +1,6 @@
 //! Writes what was read into the index, as the difference to what was there.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, NaiveDate, Utc};
 use sea_orm::{ConnectionTrait, DatabaseBackend, DatabaseTransaction, DbErr, FromQueryResult, Statement, Value};
@@ -36,6 +36,12 @@ const SESSIONS: Table = Table {
            first_action_at = CASE WHEN given.action_count > 0 THEN given.first_action_at END, \
            last_action_at = CASE WHEN given.action_count > 0 THEN given.last_action_at END FROM ",
     tail: " WHERE sessions.id = given.id AND sessions.index_version = given.index_version RETURNING sessions.id",
+};
+
+const FACETS_THERE: Table = Table {
+    columns: &[("id", "integer")],
+    head: "SELECT count(*) AS count FROM ",
+    tail: " JOIN facets ON facets.id = given.id",
 };
 
 const FACETS_BEFORE: Table = Table {
@@ -83,6 +89,9 @@ pub(super) async fn in_txn(tx: &DatabaseTransaction, readings: &[Reading], ids: 
     let ours = write_sessions(tx, readings).await?;
     let ours: Vec<_> = readings.iter().filter(|reading| ours.contains(&reading.row.id)).collect();
     let facets = facets_of(&ours, ids)?;
+    if !are_there(tx, facets.keys().map(|(facet, _)| *facet).collect()).await? {
+        return Err(Failure::Outdated);
+    }
     let known: HashSet<Uuid> =
         ours.iter().filter(|reading| reading.row.index_version > 0).map(|reading| reading.row.id).collect();
     let before = facets_before(tx, facets.keys().filter(|(_, session)| known.contains(session))).await?;
@@ -145,6 +154,18 @@ async fn write_sessions(tx: &DatabaseTransaction, readings: &[Reading]) -> Resul
     });
     let rows: Vec<Written> = SESSIONS.rows(tx, rows).await?;
     Ok(rows.into_iter().map(|row| row.id).collect())
+}
+
+/// Whether these facets are still there: one that no session had for a time may have been swept away.
+async fn are_there(tx: &DatabaseTransaction, facets: BTreeSet<i32>) -> Result<bool, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        count: i64,
+    }
+    let wanted = facets.len();
+    let rows = facets.into_iter().map(|facet| vec![facet.into()]).collect();
+    let counts: Vec<Row> = FACETS_THERE.rows(tx, rows).await?;
+    Ok(usize::try_from(counts.iter().map(|row| row.count).sum::<i64>()).is_ok_and(|count| count == wanted))
 }
 
 type FacetRows = BTreeMap<(i32, Uuid), (i32, DateTime<Utc>)>;

@@ -84,12 +84,7 @@ impl Question {
     /// The dirty sessions that match a filter.
     ///
     /// Query `dirty sessions`. Uses `tracks_dirty`, then the primary key of `sessions`.
-    async fn dirty(
-        &self,
-        filter: &SessionFilter,
-        depth: Depth,
-        now: DateTime<Utc>,
-    ) -> Result<DirtySessions> {
+    async fn dirty(&self, filter: &SessionFilter, depth: Depth, now: DateTime<Utc>) -> Result<DirtySessions> {
         let rows = session::Entity::find()
             .filter(of_sessions(filter, now, self.backend()))
             .filter(session_column(session::Column::Id).in_subquery(dirty_sessions()))

@@ -147,8 +147,7 @@ impl Prepared<'_> {
     ///
     /// Query `sessions`. Uses the primary key of `tracks` too.
     pub(super) fn page(&self, question: &Question, search: &SessionSearch) -> SelectStatement {
-        let candidates =
-            self.candidates(question, search.order, search.ascending, search.after, Some(search.limit));
+        let candidates = self.candidates(question, search.order, search.ascending, search.after, Some(search.limit));
         let mut query = SelectStatement::new();
         query.column(("found", Asterisk));
         for column in track::Column::iter() {
@@ -190,7 +189,8 @@ impl Prepared<'_> {
             ..SessionFilter::default()
         };
         let (_, facet, min_count) = self.single_facets().next()?;
-        (filter.all_of.len() == 1 && *filter == only && matches!(self.dirty, Dirty::Few(_))).then_some((facet, min_count))
+        (filter.all_of.len() == 1 && *filter == only && matches!(self.dirty, Dirty::Few(_)))
+            .then_some((facet, min_count))
     }
 
     /// The rows of the only facet.

@@ -1,0 +1,79 @@
+//! Reports of retention.
+
+use chrono::{DateTime, Days, NaiveTime, TimeDelta, Utc};
+
+use super::reply::timestamp;
+use crate::{
+    model::{ExpiredDay, ExpiryReason, RetentionPolicy, RetentionReport, StorageStats, StoredDay, TableBytes},
+    proto,
+};
+
+/// What goes, or went.
+#[must_use]
+pub fn retention_report_to_proto(report: &RetentionReport) -> proto::RetentionReport {
+    proto::RetentionReport {
+        session_count: report.days.iter().map(|day| day.sessions).sum(),
+        action_count: report.days.iter().map(|day| day.actions).sum(),
+        days: report.days.iter().map(expired_day_to_proto).collect(),
+        user_count: report.users,
+        bytes_before: report.bytes_before,
+        bytes_after: report.bytes_after,
+    }
+}
+
+fn expired_day_to_proto(day: &ExpiredDay) -> proto::ExpiredDay {
+    let reason = match day.reason {
+        ExpiryReason::Age => proto::ExpiryReason::Age,
+        ExpiryReason::Bytes => proto::ExpiryReason::Bytes,
+    };
+    proto::ExpiredDay {
+        day: day.day.to_string(),
+        reason: reason.into(),
+        session_count: day.sessions,
+        action_count: day.actions,
+        bytes: day.bytes,
+        pinned_session_count: day.pinned,
+    }
+}
+
+/// What is stored, and what a policy forgets of it next.
+#[must_use]
+pub fn storage_stats_to_proto(stats: &StorageStats, policy: &RetentionPolicy) -> proto::GetStorageStatsResponse {
+    let next = stats.days.iter().find(|day| day.sessions > day.pinned);
+    let next = policy.keep_for.zip(next).and_then(|(keep_for, day)| Some((expiry_of(day, keep_for)?, day)));
+    let table = |table: &TableBytes| proto::TableSize {
+        name: table.name.clone(),
+        table_bytes: table.table_bytes,
+        index_bytes: table.index_bytes,
+    };
+    proto::GetStorageStatsResponse {
+        session_count: stats.days.iter().map(|day| day.sessions).sum(),
+        pinned_session_count: stats.days.iter().map(|day| day.pinned).sum(),
+        action_count: stats.days.iter().map(|day| day.actions).sum(),
+        user_count: stats.users,
+        bytes: stats.tables.iter().map(|table| table.table_bytes + table.index_bytes).sum(),
+        free_bytes: stats.free_bytes,
+        tables: stats.tables.iter().map(table).collect(),
+        days: stats.days.iter().map(stored_day_to_proto).collect(),
+        oldest_start_time: stats.oldest.map(timestamp),
+        newest_start_time: stats.newest.map(timestamp),
+        next_expiry_time: next.map(|(time, _)| timestamp(time)),
+        next_expiry: next.map(|(_, day)| stored_day_to_proto(day)),
+    }
+}
+
+/// When the sessions of a day expire.
+fn expiry_of(day: &StoredDay, keep_for: TimeDelta) -> Option<DateTime<Utc>> {
+    let end = day.day.checked_add_days(Days::new(1))?.and_time(NaiveTime::MIN).and_utc();
+    end.checked_add_signed(keep_for)
+}
+
+fn stored_day_to_proto(day: &StoredDay) -> proto::StoredDay {
+    proto::StoredDay {
+        day: day.day.to_string(),
+        session_count: day.sessions,
+        pinned_session_count: day.pinned,
+        action_count: day.actions,
+        bytes: day.bytes,
+    }
+}

@@ -1,0 +1,131 @@
+//! How long sessions are kept.
+
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+
+/// How long sessions are kept, and how much room they may take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RetentionPolicy {
+    /// How long after the end of the day (UTC) on which they started. None for ever.
+    pub keep_for: Option<TimeDelta>,
+    /// Bytes that all of it may take; the oldest days go first. None for any number.
+    pub max_bytes: Option<i64>,
+}
+
+impl RetentionPolicy {
+    /// The first day whose sessions are kept. None where all are.
+    ///
+    /// Sessions go by days, on both databases: a day is what PostgreSQL can drop at next to no cost. The sessions of a day
+    /// are expired from the second on in which the whole day is as old as the retention.
+    #[must_use]
+    pub fn first_kept_day(&self, now: DateTime<Utc>) -> Option<NaiveDate> {
+        // Before the calendar begins, nothing is.
+        Some(now.checked_sub_signed(self.keep_for?)?.date_naive())
+    }
+
+    /// Whether a session that started then would be expired already.
+    #[must_use]
+    pub fn is_expired(&self, started_at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+        self.first_kept_day(now).is_some_and(|first| started_at.date_naive() < first)
+    }
+}
+
+/// Why the sessions of a day go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ExpiryReason {
+    /// They are older than the retention.
+    Age,
+    /// There are more bytes than there may be, and no older sessions.
+    Bytes,
+}
+
+/// What goes of a day, or has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpiredDay {
+    /// The day on which the sessions started, in UTC.
+    pub day: NaiveDate,
+    /// Why.
+    pub reason: ExpiryReason,
+    /// Number of sessions.
+    pub sessions: i64,
+    /// Number of their actions.
+    pub actions: i64,
+    /// Bytes that come back: on PostgreSQL those of the day's partitions, on SQLite an estimate by the number of actions.
+    pub bytes: i64,
+    /// Number of sessions of the day that are pinned, and stay.
+    pub pinned: i64,
+}
+
+/// What retention would do, or has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RetentionReport {
+    /// By day, the oldest first.
+    pub days: Vec<ExpiredDay>,
+    /// Bytes of the database before.
+    pub bytes_before: i64,
+    /// Bytes of the database afterwards. In a preview, what is expected.
+    pub bytes_after: i64,
+    /// Users that went because none of their sessions is left.
+    pub users: i64,
+}
+
+/// What is stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StorageStats {
+    /// By the day on which sessions started, the oldest first.
+    pub days: Vec<StoredDay>,
+    /// Number of users.
+    pub users: i64,
+    /// Bytes of tables, by name; on SQLite one entry for the file.
+    pub tables: Vec<TableBytes>,
+    /// Bytes of the file that hold nothing, and are not given back yet. SQLite only.
+    pub free_bytes: i64,
+    /// The start of the oldest session.
+    pub oldest: Option<DateTime<Utc>>,
+    /// The start of the newest.
+    pub newest: Option<DateTime<Utc>>,
+}
+
+/// What is stored of a day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredDay {
+    /// The day.
+    pub day: NaiveDate,
+    /// Number of sessions.
+    pub sessions: i64,
+    /// Number of sessions that are pinned.
+    pub pinned: i64,
+    /// Number of actions.
+    pub actions: i64,
+    /// Bytes of the day's partitions. 0 on SQLite.
+    pub bytes: i64,
+}
+
+/// The size of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableBytes {
+    /// Its name.
+    pub name: String,
+    /// Bytes of its rows.
+    pub table_bytes: i64,
+    /// Bytes of its indexes.
+    pub index_bytes: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_expires_in_the_second_in_which_all_of_it_is_old_enough() {
+        let policy = RetentionPolicy { keep_for: Some(TimeDelta::hours(36)), max_bytes: None };
+        let at = |text: &str| text.parse::<DateTime<Utc>>().expect("a time");
+        let started = at("2026-11-20T00:00:00Z");
+        assert!(!policy.is_expired(started, at("2026-11-22T11:59:59.999999Z")));
+        assert!(policy.is_expired(started, at("2026-11-22T12:00:00Z")));
+        assert!(policy.is_expired(at("2026-11-20T23:59:59.999Z"), at("2026-11-22T12:00:00Z")));
+        assert!(!policy.is_expired(at("2026-11-21T00:00:00Z"), at("2026-11-22T12:00:00Z")));
+        assert!(!RetentionPolicy::default().is_expired(started, at("2999-01-01T00:00:00Z")));
+        let for_ages = RetentionPolicy { keep_for: Some(TimeDelta::MAX), max_bytes: None };
+        assert_eq!(for_ages.first_kept_day(started), None);
+    }
+}

@@ -1,0 +1,232 @@
+//! Forgetting: what has become too old, or too much, goes by days. On PostgreSQL a day is dropped with its partitions; what
+//! lies in no partition of its own, and everything on SQLite, is erased session by session, in small transactions.
+//!
+//! What would go is decided by the same query for a preview and for the deed.
+
+mod clean;
+mod day;
+mod size;
+
+use std::{collections::BTreeMap, sync::atomic::Ordering};
+
+use chrono::{DateTime, NaiveDate, Utc};
+use sea_orm::{ConnectionTrait as _, DatabaseTransaction, FromQueryResult, Statement};
+use uuid::Uuid;
+
+use super::{
+    Store,
+    failure::Failure,
+    partition::{day_bounds, lower_bound},
+};
+use crate::{
+    error::{Error, Result},
+    model::{ExpiredDay, ExpiryReason, RetentionPolicy, RetentionReport, SessionId},
+};
+
+/// Key of the advisory lock of the process that forgets: "reel" in ASCII, and 4.
+const RETENTION_LOCK: i64 = 0x7265_656c_0000_0004;
+
+/// Sessions that are erased between two looks at what is left.
+const SESSIONS_A_STEP: u64 = 100;
+
+/// Whether a session may go: a condition on `sessions`, with the time as its first parameter.
+const IS_NOT_PINNED: &str = "(sessions.pinned_until IS NULL OR sessions.pinned_until <= $1)";
+
+#[derive(FromQueryResult)]
+struct DayRow {
+    day: String,
+    sessions: i64,
+    actions: i64,
+    pinned: i64,
+}
+
+/// A day on which sessions started.
+#[derive(Clone, Copy, Debug, Default)]
+struct Day {
+    sessions: i64,
+    actions: i64,
+    pinned: i64,
+    /// Bytes of its partitions. None where it has none.
+    bytes: Option<i64>,
+}
+
+impl Store {
+    /// What [`Store::retention_apply`] would do now.
+    pub async fn retention_preview(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<RetentionReport> {
+        let bytes_before = self.bytes_in_use().await?;
+        let days = self.expired_days(policy, now, bytes_before).await?;
+        let freed: i64 = days.iter().map(|day| day.bytes).sum();
+        Ok(RetentionReport { days, bytes_before, bytes_after: bytes_before - freed, ..RetentionReport::default() })
+    }
+
+    /// Forgets what a policy does not keep, and says what went. Broken off, it leaves whole days or whole sessions.
+    pub async fn retention_apply(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<RetentionReport> {
+        let Some(claim) = self.claim(RETENTION_LOCK).await? else { return Err(Error::RetentionRunning) };
+        let report = self.retention_apply_claimed(policy, now).await;
+        claim.release().await;
+        report
+    }
+
+    async fn retention_apply_claimed(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<RetentionReport> {
+        let bytes_before = self.bytes_in_use().await?;
+        let mut report = RetentionReport { bytes_before, ..RetentionReport::default() };
+        for day in self.expired_days(policy, now, bytes_before).await? {
+            let mut gone = ExpiredDay { sessions: 0, actions: 0, bytes: 0, ..day };
+            if self.has_partitions(day.day).await? {
+                gone = self.day_drop(day, now).await?;
+            }
+            self.day_erase(&mut gone, now).await?;
+            self.has_loose_facets.store(true, Ordering::Release);
+            tracing::info!(day = %gone.day, sessions = gone.sessions, actions = gone.actions, "sessions expired");
+            report.days.push(gone);
+        }
+        if !report.days.is_empty() {
+            report.users = self.users_expire(policy, now).await?;
+        }
+        self.clean_up(policy, now).await?;
+        report.bytes_after = self.bytes_in_use().await?;
+        if !self.is_postgres() {
+            // What came back is known of all days together only.
+            let actions: i64 = report.days.iter().map(|day| day.actions).sum();
+            let freed = (report.bytes_before - report.bytes_after).max(0);
+            for day in &mut report.days {
+                day.bytes = share(freed, day.actions, actions);
+            }
+        }
+        Ok(report)
+    }
+
+    /// The days that a policy does not keep, and what would go of them, the oldest first.
+    async fn expired_days(
+        &self,
+        policy: &RetentionPolicy,
+        now: DateTime<Utc>,
+        bytes_in_use: i64,
+    ) -> Result<Vec<ExpiredDay>> {
+        let first_kept = policy.first_kept_day(now);
+        let today = now.date_naive();
+        // Beyond what is too old, all days count only where bytes do.
+        let until = if policy.max_bytes.is_some() { Some(today) } else { first_kept };
+        let Some(until) = until else { return Ok(Vec::new()) };
+        let mut days = self.days_before(until, now).await?;
+        if !self.is_postgres() {
+            let actions = self.action_total().await?;
+            days.values_mut().for_each(|day| day.bytes = Some(share(bytes_in_use, day.actions, actions)));
+        }
+        let mut bytes = bytes_in_use;
+        let mut expired = Vec::new();
+        for (day, Day { sessions, actions, pinned, bytes: of_day }) in days {
+            // A partition that has only pinned sessions stays as it is.
+            if sessions == 0 && (pinned > 0 || of_day.is_none()) {
+                continue;
+            }
+            let is_old = first_kept.is_some_and(|first| day < first);
+            let is_too_much = policy.max_bytes.is_some_and(|max| bytes > max) && day < today;
+            if !is_old && (!is_too_much || sessions == 0) {
+                continue;
+            }
+            let reason = if is_old { ExpiryReason::Age } else { ExpiryReason::Bytes };
+            let of_day = of_day.unwrap_or(0);
+            bytes -= of_day;
+            expired.push(ExpiredDay { day, reason, sessions, actions, bytes: of_day, pinned });
+        }
+        Ok(expired)
+    }
+
+    /// What there is of each day before this one.
+    async fn days_before(&self, until: NaiveDate, now: DateTime<Utc>) -> Result<BTreeMap<NaiveDate, Day>> {
+        let mut days = BTreeMap::new();
+        let day = self.day_of_session();
+        let sql = format!(
+            "SELECT day, CAST(sum(may_go) AS bigint) AS sessions, CAST(sum(may_go * actions) AS bigint) AS actions, \
+                 CAST(sum(1 - may_go) AS bigint) AS pinned \
+             FROM (SELECT {day} AS day, CASE WHEN {IS_NOT_PINNED} THEN 1 ELSE 0 END AS may_go, \
+                     coalesce(recorded.actions, 0) AS actions \
+                 FROM sessions LEFT JOIN ( \
+                     SELECT session_id, sum(last_seq) AS actions FROM tracks WHERE session_id < $2 GROUP BY session_id \
+                 ) AS recorded ON recorded.session_id = sessions.id \
+                 WHERE sessions.id < $2) AS sized GROUP BY day"
+        );
+        let values = [now.into(), lower_bound(until).into()];
+        let rows = DayRow::find_by_statement(Statement::from_sql_and_values(self.backend, sql, values));
+        for row in rows.all(&self.read).await? {
+            let Ok(day) = row.day.parse() else { continue };
+            days.insert(
+                day,
+                Day { sessions: row.sessions, actions: row.actions, pinned: row.pinned, ..Day::default() },
+            );
+        }
+        for (day, bytes) in self.partition_bytes().await? {
+            if day < until {
+                days.entry(day).or_default().bytes = Some(bytes);
+            }
+        }
+        Ok(days)
+    }
+
+    /// Erases what has no partition of its own: session by session, each whole.
+    async fn day_erase(&self, gone: &mut ExpiredDay, now: DateTime<Utc>) -> Result<()> {
+        #[derive(FromQueryResult)]
+        struct Row {
+            id: Uuid,
+        }
+        let (from, to) = day_bounds(gone.day);
+        let mut after = from;
+        loop {
+            let sql = format!(
+                "SELECT id FROM sessions WHERE id >= $2 AND id < $3 AND {IS_NOT_PINNED} ORDER BY id LIMIT {SESSIONS_A_STEP}"
+            );
+            let values = [now.into(), after.into(), to.into()];
+            let rows = Row::find_by_statement(Statement::from_sql_and_values(self.backend, sql, values));
+            let rows = rows.all(&self.write).await?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            after = last.id;
+            for row in rows {
+                match self.session_expire(SessionId::from_uuid(row.id), now).await {
+                    Ok(actions) => {
+                        gone.sessions += 1;
+                        gone.actions += actions;
+                    }
+                    // Somebody else erased or pinned it first.
+                    Err(Error::SessionNotFound) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            self.give_back().await?;
+        }
+    }
+
+    /// The text of the day of a session in SQL, as 2026-11-25.
+    fn day_of_session(&self) -> &'static str {
+        if self.is_postgres() {
+            "to_char(sessions.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
+        } else {
+            "substr(sessions.started_at, 1, 10)"
+        }
+    }
+
+    async fn action_total(&self) -> Result<i64> {
+        #[derive(FromQueryResult)]
+        struct Row {
+            actions: i64,
+        }
+        let sql = "SELECT CAST(coalesce(sum(last_seq), 0) AS bigint) AS actions FROM tracks";
+        let row = Row::find_by_statement(Statement::from_string(self.backend, sql)).one(&self.read).await?;
+        Ok(row.map_or(0, |row| row.actions))
+    }
+
+    /// Begins a transaction that may take as long as it needs.
+    async fn begin_long(&self) -> Result<DatabaseTransaction, Failure> {
+        let tx = self.begin().await?;
+        if self.is_postgres() {
+            tx.execute_unprepared("SET LOCAL statement_timeout = 0").await?;
+        }
+        Ok(tx)
+    }
+}
+
+/// The share of a whole that some of all have.
+fn share(whole: i64, some: i64, all: i64) -> i64 {
+    let share = i128::from(whole) * i128::from(some) / i128::from(all.max(1));
+    i64::try_from(share).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,119 @@
+//! Clearing up behind what has gone: users without sessions, facets that nothing has, tombstones that have had their time,
+//! pages of the file that hold nothing.
+
+use std::sync::atomic::Ordering;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sea_orm::{ConnectionTrait as _, FromQueryResult, Statement};
+
+use super::Store;
+use crate::{
+    error::Result,
+    model::RetentionPolicy,
+    store::{
+        failure::{Attempts, Failure},
+        index::INDEX_LOCK,
+    },
+};
+
+/// Users that are looked at between two statements.
+const USERS_A_STEP: usize = 500;
+
+/// Pages of the file that are given back by one transaction: 4 MiB.
+const PAGES_A_STEP: u32 = 1_024;
+
+/// How long the id of an erased session is kept at the least.
+const TOMBSTONE_AT_LEAST: TimeDelta = TimeDelta::days(1);
+
+impl Store {
+    /// Removes users who have no sessions any more, and had none lately.
+    pub(super) async fn users_expire(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<i64> {
+        #[derive(FromQueryResult)]
+        struct Row {
+            id: String,
+        }
+        let Some(before) = policy.keep_for.and_then(|keep_for| now.checked_sub_signed(keep_for)) else { return Ok(0) };
+        let (mut after, mut gone) = (String::new(), 0);
+        loop {
+            let sql = format!(
+                "SELECT users.id FROM users LEFT JOIN sessions ON sessions.user_id = users.id \
+                 WHERE sessions.id IS NULL AND users.created_at < $1 AND users.id > $2 ORDER BY users.id LIMIT {USERS_A_STEP}"
+            );
+            let values = [before.into(), after.clone().into()];
+            let rows = Row::find_by_statement(Statement::from_sql_and_values(self.backend, sql, values));
+            let rows = rows.all(&self.read).await?;
+            let Some(last) = rows.last() else { return Ok(gone) };
+            after.clone_from(&last.id);
+            for row in rows {
+                // Looks again under the user's lock.
+                gone += i64::from(self.user_delete(&row.id).await?);
+            }
+        }
+    }
+
+    /// Removes what nothing refers to, and gives the disk back what is free.
+    pub(super) async fn clean_up(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<()> {
+        if self.has_loose_facets.swap(false, Ordering::AcqRel)
+            && let Err(error) = self.facets_sweep().await
+        {
+            self.has_loose_facets.store(true, Ordering::Release);
+            return Err(error);
+        }
+        if let Some(keep_for) = policy.keep_for
+            && let Some(before) = now.checked_sub_signed(keep_for.max(TOMBSTONE_AT_LEAST))
+        {
+            // Whatever started before they were erased is refused for its age by now.
+            let sql = "DELETE FROM tombstones WHERE erased_at < $1";
+            self.write.execute_raw(Statement::from_sql_and_values(self.backend, sql, [before.into()])).await?;
+        }
+        self.give_back().await
+    }
+
+    /// Removes facets that are in no session, and what the roll-up says of none. Indexers wait meanwhile, and see before they
+    /// write that a facet has gone which they remember.
+    async fn facets_sweep(&self) -> Result<()> {
+        let mut attempts = Attempts::default();
+        loop {
+            match self.facets_sweep_once().await {
+                Ok(()) => return Ok(()),
+                Err(failure) => attempts.again_after(failure).await?,
+            }
+        }
+    }
+
+    async fn facets_sweep_once(&self) -> Result<(), Failure> {
+        let tx = self.begin_long().await?;
+        // Each database has one of the two that it does not carry out row by row.
+        let is_loose = if self.is_postgres() {
+            tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({INDEX_LOCK})")).await?;
+            "NOT EXISTS (SELECT 1 FROM facet_days WHERE facet_id = facets.id)"
+        } else {
+            "id NOT IN (SELECT facet_id FROM facet_days)"
+        };
+        tx.execute_unprepared("DELETE FROM facet_days WHERE session_count <= 0").await?;
+        tx.execute_unprepared(&format!("DELETE FROM facets WHERE {is_loose}")).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Gives pages that hold nothing back to the file system. PostgreSQL does so by itself when a table is dropped.
+    pub(super) async fn give_back(&self) -> Result<()> {
+        if self.is_postgres() {
+            return Ok(());
+        }
+        loop {
+            let free = self.pragma("freelist_count").await?;
+            if free == 0 {
+                break;
+            }
+            // In steps: nobody else writes meanwhile.
+            self.write.execute_unprepared(&format!("PRAGMA incremental_vacuum({PAGES_A_STEP})")).await?;
+            if self.pragma("freelist_count").await? >= free {
+                break;
+            }
+        }
+        // The file shrinks when the log is written back into it. Readers may hinder that; then it shrinks later.
+        self.write.execute_unprepared("PRAGMA wal_checkpoint(TRUNCATE)").await?;
+        Ok(())
+    }
+}

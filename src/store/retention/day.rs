@@ -1,0 +1,124 @@
+//! Dropping a day's partitions.
+//!
+//! One transaction, so that a crash leaves all of the day or nothing of it. Its sessions are deleted first, which locks nothing
+//! but them; then the partitions are detached, for which nobody else may be using the tables, and which is therefore tried
+//! for moments only; whatever session is still there by then is moved aside; then the partitions are dropped.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbErr, FromQueryResult, Statement};
+use tokio::time::sleep;
+
+use super::{IS_NOT_PINNED, Store};
+use crate::{
+    error::Result,
+    model::{ExpiredDay, ExpiryReason},
+    store::{
+        failure::{Attempts, Cause, Failure},
+        index::INDEX_LOCK,
+        partition::{TABLES, day_bounds, partition_name, partition_names_in},
+    },
+};
+
+/// How long everybody else may have to wait for a table that is being waited for.
+const LOCK_FOR: &str = "SET LOCAL lock_timeout = '100ms'";
+
+/// How often that is tried, and how long others have the tables to themselves in between.
+const LOCK_ATTEMPTS: u32 = 30;
+const LOCK_PAUSE: Duration = Duration::from_millis(300);
+
+#[derive(FromQueryResult)]
+struct Gone {
+    sessions: i64,
+    actions: i64,
+}
+
+impl Store {
+    /// Drops a day with all of its sessions, but for those that are pinned.
+    pub(super) async fn day_drop(&self, day: ExpiredDay, now: DateTime<Utc>) -> Result<ExpiredDay> {
+        let mut attempts = Attempts::default();
+        loop {
+            match self.day_drop_once(day, now).await {
+                Ok(gone) => return Ok(gone),
+                Err(failure) => attempts.again_after(failure).await?,
+            }
+        }
+    }
+
+    async fn day_drop_once(&self, day: ExpiredDay, now: DateTime<Utc>) -> Result<ExpiredDay, Failure> {
+        let tx = self.begin_long().await?;
+        let (from, to) = day_bounds(day.day);
+        tx.execute_unprepared("SET LOCAL reel.expiring = 'on'").await?;
+        // The indexer writes to the tables and to the roll-up of the day: not meanwhile.
+        tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({INDEX_LOCK})")).await?;
+        let bytes = super::size::partition_bytes_of(&tx, day.day).await?;
+        // What is younger than the retention could be started again by a late sender.
+        let tombstones = match day.reason {
+            ExpiryReason::Age => "",
+            ExpiryReason::Bytes => {
+                ", kept AS (INSERT INTO tombstones (session_id, erased_at) SELECT id, $1 FROM gone ON CONFLICT DO NOTHING)"
+            }
+        };
+        let sql = format!(
+            "WITH gone AS (DELETE FROM sessions WHERE id >= $2 AND id < $3 AND {IS_NOT_PINNED} RETURNING id){tombstones} \
+             SELECT count(*) AS sessions, CAST(coalesce(sum((SELECT sum(last_seq) FROM tracks \
+                 WHERE tracks.session_id = gone.id)), 0) AS bigint) AS actions FROM gone"
+        );
+        let values = [now.into(), from.into(), to.into()];
+        let statement = Statement::from_sql_and_values(self.backend, sql, values);
+        let gone = Gone::find_by_statement(statement).one(&tx).await?.unwrap_or(Gone { sessions: 0, actions: 0 });
+        let mut partitions = Vec::new();
+        for table in TABLES {
+            let name = partition_name(table, day.day);
+            if partition_names_in(&tx, table).await?.contains(&name) {
+                partitions.push((table, name));
+            }
+        }
+        detach(&tx, &partitions).await?;
+        // Nothing new comes into the tables now. Whoever is still there goes to where there is no partition.
+        let kept = format!("session_id IN (SELECT id FROM sessions WHERE id >= '{from}' AND id < '{to}')");
+        for (table, name) in &partitions {
+            tx.execute_unprepared(&format!("INSERT INTO {table} SELECT * FROM {name} WHERE {kept}")).await?;
+        }
+        let day_text = day.day;
+        tx.execute_unprepared(&format!("DELETE FROM facet_days WHERE day = '{day_text}'")).await?;
+        tx.execute_unprepared(&format!(
+            "INSERT INTO facet_days (day, facet_id, action_count, session_count) \
+             SELECT date '{day_text}', facet_id, sum(count), count(*) FROM session_facets \
+             WHERE session_id >= '{from}' AND session_id < '{to}' GROUP BY facet_id"
+        ))
+        .await?;
+        for (_, name) in &partitions {
+            tx.execute_unprepared(&format!("DROP TABLE {name}")).await?;
+        }
+        tx.commit().await?;
+        Ok(ExpiredDay { sessions: gone.sessions, actions: gone.actions, bytes, ..day })
+    }
+}
+
+/// Takes partitions out of their tables as soon as nobody uses these, without making others wait for more than a moment.
+async fn detach(tx: &DatabaseTransaction, partitions: &[(&str, String)]) -> Result<(), DbErr> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        tx.execute_unprepared(&format!("SAVEPOINT detaching; {LOCK_FOR}")).await?;
+        let detached = async {
+            for (table, name) in partitions {
+                tx.execute_unprepared(&format!("ALTER TABLE {table} DETACH PARTITION {name}")).await?;
+            }
+            Ok(())
+        };
+        match detached.await {
+            Ok(()) => {
+                tx.execute_unprepared("SET LOCAL lock_timeout = '2s'").await?;
+                return Ok(());
+            }
+            Err(error) if Cause::of(&error) == Cause::Contention && attempt < LOCK_ATTEMPTS => {
+                tx.execute_unprepared("ROLLBACK TO SAVEPOINT detaching").await?;
+                sleep(LOCK_PAUSE).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! How much room it all takes.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, NaiveDate, Utc};
+use sea_orm::{ConnectionTrait, DbErr, FromQueryResult, Statement};
+
+use super::{DayRow, IS_NOT_PINNED, Store};
+use crate::{
+    error::Result,
+    model::{StorageStats, StoredDay, TableBytes},
+    store::partition::{TABLES, partition_day, partition_name},
+};
+
+/// Everything that is ours.
+const ALL_TABLES: &[&str] =
+    &["users", "sessions", "tracks", "tombstones", "facets", "facet_days", "actions", "session_facets"];
+
+#[derive(FromQueryResult)]
+struct Bytes {
+    bytes: i64,
+}
+
+#[derive(FromQueryResult)]
+struct NamedBytes {
+    name: String,
+    table_bytes: i64,
+    index_bytes: i64,
+}
+
+impl Store {
+    /// Bytes of all tables with their indexes; on SQLite, of the file without what is free in it.
+    pub(super) async fn bytes_in_use(&self) -> Result<i64> {
+        if self.is_postgres() {
+            let tables = self.table_bytes().await?;
+            return Ok(tables.iter().map(|table| table.table_bytes + table.index_bytes).sum());
+        }
+        let (file, free) = self.file_bytes().await?;
+        Ok(file - free)
+    }
+
+    /// Bytes of the file, and of what is free in it.
+    async fn file_bytes(&self) -> Result<(i64, i64)> {
+        let page = self.pragma("page_size").await?;
+        Ok((self.pragma("page_count").await? * page, self.pragma("freelist_count").await? * page))
+    }
+
+    pub(super) async fn pragma(&self, name: &str) -> Result<i64> {
+        // On the connection that writes: a reader may see the file as it was.
+        let sql = format!("SELECT {name} AS bytes FROM pragma_{name}");
+        let row = Bytes::find_by_statement(Statement::from_string(self.backend, sql)).one(&self.write).await?;
+        Ok(row.map_or(0, |row| row.bytes))
+    }
+
+    async fn table_bytes(&self) -> Result<Vec<TableBytes>> {
+        let names: Vec<_> = ALL_TABLES.iter().map(|name| format!("('{name}')")).collect();
+        let sql = format!(
+            "SELECT given.name, CAST(sum(pg_table_size(tree.relid)) AS bigint) AS table_bytes, \
+                 CAST(sum(pg_indexes_size(tree.relid)) AS bigint) AS index_bytes \
+             FROM (VALUES {}) AS given (name), pg_partition_tree(given.name::regclass) AS tree GROUP BY given.name ORDER BY 1",
+            names.join(", ")
+        );
+        let rows = NamedBytes::find_by_statement(Statement::from_string(self.backend, sql)).all(&self.read).await?;
+        let table =
+            |row: NamedBytes| TableBytes { name: row.name, table_bytes: row.table_bytes, index_bytes: row.index_bytes };
+        Ok(rows.into_iter().map(table).collect())
+    }
+
+    /// Bytes of the partitions of each day that has any.
+    pub(super) async fn partition_bytes(&self) -> Result<BTreeMap<NaiveDate, i64>> {
+        let mut days = BTreeMap::new();
+        if !self.is_postgres() {
+            return Ok(days);
+        }
+        for table in TABLES {
+            let sql = format!(
+                "SELECT c.relname::text AS name, pg_total_relation_size(c.oid) AS table_bytes, 0::bigint AS index_bytes \
+                 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = '{table}'::regclass"
+            );
+            let rows = NamedBytes::find_by_statement(Statement::from_string(self.backend, sql)).all(&self.read).await?;
+            for row in rows {
+                if let Some(day) = partition_day(table, &row.name) {
+                    *days.entry(day).or_default() += row.table_bytes;
+                }
+            }
+        }
+        Ok(days)
+    }
+
+    /// Whether a day has partitions of its own.
+    pub(super) async fn has_partitions(&self, day: NaiveDate) -> Result<bool> {
+        Ok(self.is_postgres() && self.partition_bytes().await?.contains_key(&day))
+    }
+
+    /// What is stored.
+    pub async fn storage_stats(&self, now: DateTime<Utc>) -> Result<StorageStats> {
+        #[derive(FromQueryResult)]
+        struct Range {
+            users: i64,
+            oldest: Option<DateTime<Utc>>,
+            newest: Option<DateTime<Utc>>,
+        }
+        let sql = "SELECT (SELECT count(*) FROM users) AS users, (SELECT min(started_at) FROM sessions) AS oldest, \
+             (SELECT max(started_at) FROM sessions) AS newest";
+        let range = Range::find_by_statement(Statement::from_string(self.backend, sql)).one(&self.read).await?;
+        let range = range.unwrap_or(Range { users: 0, oldest: None, newest: None });
+        let day = self.day_of_session();
+        let sql = format!(
+            "SELECT day, count(*) AS sessions, CAST(sum(actions) AS bigint) AS actions, CAST(sum(pinned) AS bigint) AS pinned \
+             FROM (SELECT {day} AS day, CASE WHEN {IS_NOT_PINNED} THEN 0 ELSE 1 END AS pinned, \
+                     coalesce(recorded.actions, 0) AS actions \
+                 FROM sessions LEFT JOIN ( \
+                     SELECT session_id, sum(last_seq) AS actions FROM tracks GROUP BY session_id \
+                 ) AS recorded ON recorded.session_id = sessions.id) AS sized GROUP BY day ORDER BY day"
+        );
+        let statement = Statement::from_sql_and_values(self.backend, sql, [now.into()]);
+        let rows = DayRow::find_by_statement(statement).all(&self.read).await?;
+        let of_partitions = self.partition_bytes().await?;
+        let day = |row: DayRow| {
+            let day: NaiveDate = row.day.parse().ok()?;
+            let bytes = of_partitions.get(&day).copied().unwrap_or(0);
+            Some(StoredDay { day, sessions: row.sessions, pinned: row.pinned, actions: row.actions, bytes })
+        };
+        let days = rows.into_iter().filter_map(day).collect();
+        let (tables, free_bytes) = if self.is_postgres() {
+            (self.table_bytes().await?, 0)
+        } else {
+            let (file, free) = self.file_bytes().await?;
+            (vec![TableBytes { name: "file".to_owned(), table_bytes: file, index_bytes: 0 }], free)
+        };
+        Ok(StorageStats { days, users: range.users, tables, free_bytes, oldest: range.oldest, newest: range.newest })
+    }
+}
+
+/// Bytes of a day's partitions.
+pub(super) async fn partition_bytes_of(connection: &impl ConnectionTrait, day: NaiveDate) -> Result<i64, DbErr> {
+    let sizes = TABLES
+        .map(|table| format!("coalesce(pg_total_relation_size(to_regclass('{}')), 0)", partition_name(table, day)));
+    let sql = format!("SELECT CAST({} AS bigint) AS bytes", sizes.join(" + "));
+    let statement = Statement::from_string(connection.get_database_backend(), sql);
+    Ok(Bytes::find_by_statement(statement).one(connection).await?.map_or(0, |row| row.bytes))
+}

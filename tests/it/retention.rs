@@ -1,0 +1,438 @@
+//! Retention: what goes, what stays, and what comes back to the disk. The clock is the test's own.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
+use reel::{
+    error::Error,
+    model::{ExpiryReason, RetentionPolicy, RetentionReport},
+    proto::{
+        ApplyRetentionRequest, CountActionsRequest, DeleteSessionRequest, ExpiryReason as ProtoReason,
+        GetStorageStatsRequest, ListSessionsRequest, Pin, PreviewRetentionRequest, SessionFilter, SessionStart,
+        UpdateSessionRequest, analytics_service_client::AnalyticsServiceClient,
+        retention_service_client::RetentionServiceClient,
+    },
+};
+use tonic::Code;
+
+use crate::{
+    exact::{check_index, wait_until_indexed},
+    harness::{
+        Backend, Reel, TestDatabase, action, batch, clicks, eventually, metadata, reason, session_id, start, timestamp,
+        user,
+    },
+    on_both_databases,
+};
+
+on_both_databases!(
+    a_day_goes_in_the_second_in_which_it_is_old_enough,
+    a_pinned_session_stays_whole_until_its_pin_ends,
+    the_oldest_days_go_where_there_are_too_many_bytes,
+    a_session_that_would_be_expired_is_not_started,
+    what_went_is_nowhere_any_more,
+    days_go_while_others_write_and_play,
+    two_processes_forget_each_session_once,
+    the_service_says_what_is_stored_and_what_would_go,
+    the_indexer_learns_that_a_facet_has_gone,
+);
+
+/// Midnight before the first sessions.
+const DAY_0: &str = "2026-11-02";
+
+const DAY_MS: i64 = 86_400_000;
+
+fn day(number: u64) -> NaiveDate {
+    DAY_0.parse::<NaiveDate>().unwrap().checked_add_days(Days::new(number)).unwrap()
+}
+
+fn midnight(number: u64) -> DateTime<Utc> {
+    day(number).and_hms_opt(0, 0, 0).unwrap().and_utc()
+}
+
+fn keep_days(days: i64) -> RetentionPolicy {
+    RetentionPolicy { keep_for: Some(TimeDelta::days(days)), max_bytes: None }
+}
+
+/// Records so many sessions of 10 actions on a day, the first in its first millisecond and the last in its last.
+async fn record_day(reel: &Reel, number: u64, sessions: i64) -> Vec<String> {
+    let mut ids = Vec::new();
+    for session in 0..sessions {
+        let start_ms = midnight(number).timestamp_millis() + session * (DAY_MS - 1) / (sessions - 1).max(1);
+        let id = session_id(start_ms);
+        let of = user(&format!("user {number}"), "");
+        let mut actions = clicks(0..9);
+        actions.push(action(9_000, "error", &format!("day {number}")));
+        let requests =
+            vec![start(&id, SessionStart { user: Some(of), ..Default::default() }), batch("", "", 1, actions)];
+        reel.record(requests).await.unwrap();
+        ids.push(id);
+    }
+    ids
+}
+
+async fn listed(reel: &Reel) -> Vec<String> {
+    let request = ListSessionsRequest { page_size: 1_000, ..Default::default() };
+    reel.sessions().list_sessions(request).await.unwrap().into_inner().sessions.into_iter().map(|s| s.id).collect()
+}
+
+/// The number of sessions with an error, and of all actions, as search and analysis count them.
+async fn counted(reel: &Reel) -> (i64, i64) {
+    let errors = SessionFilter { min_error_count: Some(1), ..Default::default() };
+    let request = ListSessionsRequest { filter: Some(errors), count_total: true, page_size: 1, ..Default::default() };
+    let sessions = reel.sessions().list_sessions(request).await.unwrap().into_inner().total_count.unwrap();
+    let mut analytics = AnalyticsServiceClient::new(reel.channel.clone());
+    let actions =
+        analytics.count_actions(CountActionsRequest::default()).await.unwrap().into_inner().total_action_count;
+    (sessions, actions)
+}
+
+/// What a preview and the deed must have in common. Partitions that were made ahead go with their days too.
+fn gist(report: &RetentionReport) -> BTreeMap<NaiveDate, (ExpiryReason, i64, i64, i64)> {
+    let days = report.days.iter().filter(|day| day.sessions > 0);
+    days.map(|day| (day.day, (day.reason, day.sessions, day.actions, day.pinned))).collect()
+}
+
+/// Applies a policy, and checks that the dry run had said just that.
+async fn apply(reel: &Reel, policy: &RetentionPolicy, now: DateTime<Utc>) -> RetentionReport {
+    let preview = reel.store.retention_preview(policy, now).await.unwrap();
+    let report = reel.store.retention_apply(policy, now).await.unwrap();
+    assert_eq!(gist(&preview), gist(&report));
+    report
+}
+
+async fn a_day_goes_in_the_second_in_which_it_is_old_enough(backend: Backend) {
+    let (reel, database) = Reel::start(backend).await;
+    let first = record_day(&reel, 0, 3).await;
+    let second = record_day(&reel, 1, 2).await;
+    wait_until_indexed(&database).await;
+    // One that is not in the index when it goes.
+    let dirty = record_day(&reel, 0, 1).await;
+    let due = midnight(1) + TimeDelta::days(7);
+
+    let early = apply(&reel, &keep_days(7), due - TimeDelta::microseconds(1)).await;
+    assert_eq!((early.days.as_slice(), listed(&reel).await.len()), (&[][..], 6));
+
+    let report = apply(&reel, &keep_days(7), due).await;
+    assert_eq!(gist(&report), [(day(0), (ExpiryReason::Age, 4, 40, 0))].into());
+    assert!(report.bytes_after < report.bytes_before, "{report:?}");
+    assert_eq!(report.users, 0, "they were heard of just now");
+    assert_eq!(listed(&reel).await, second.iter().rev().cloned().collect::<Vec<_>>());
+    assert_eq!(counted(&reel).await, (2, 20));
+    for id in first.iter().chain(&dirty) {
+        assert_eq!(reel.get(id).await.unwrap_err().code(), Code::NotFound);
+        let late = reel.record(vec![batch(id, "", 11, clicks(0..1))]).await.unwrap_err();
+        assert!(matches!(reason(&late).as_str(), "SESSION_NOT_FOUND" | "SESSION_ERASED"), "{late:?}");
+    }
+    assert_eq!(reel.play_all(&second[0]).await.len(), 10);
+    assert_eq!(database.number("SELECT count(*) FROM actions").await, 20);
+    assert_eq!(database.number("SELECT count(*) FROM tracks").await, 2);
+    if backend == Backend::Postgres {
+        let name = day(0).format("actions_%Y%m%d");
+        assert_eq!(database.number(&format!("SELECT count(*) FROM pg_class WHERE relname = '{name}'")).await, 0);
+    }
+    check_index(&database).await;
+
+    let much_later = Utc::now() + TimeDelta::days(60);
+    let all = apply(&reel, &keep_days(7), much_later).await;
+    assert_eq!(gist(&all), [(day(1), (ExpiryReason::Age, 2, 20, 0))].into());
+    assert_eq!(all.users, 2);
+    for table in ["sessions", "tracks", "actions", "session_facets", "facets", "facet_days", "users"] {
+        assert_eq!(database.number(&format!("SELECT count(*) FROM {table}")).await, 0, "{table}");
+    }
+    assert!(apply(&reel, &keep_days(7), much_later).await.days.is_empty());
+    let for_ever = RetentionPolicy::default();
+    assert!(apply(&reel, &for_ever, due + TimeDelta::days(9_999)).await.days.is_empty());
+    reel.stop().await;
+}
+
+async fn pin(reel: &Reel, id: &str, until: Option<DateTime<Utc>>) {
+    let expire_time = until.map(|until| timestamp(until.timestamp_millis()));
+    let pin = Pin { expire_time, reason: if until.is_some() { "a bug".to_owned() } else { String::new() } };
+    let request = UpdateSessionRequest { session_id: id.to_owned(), pin: Some(pin), ..Default::default() };
+    reel.sessions().update_session(request).await.unwrap();
+}
+
+async fn a_pinned_session_stays_whole_until_its_pin_ends(backend: Backend) {
+    let (reel, database) = Reel::start(backend).await;
+    let ids = record_day(&reel, 0, 4).await;
+    wait_until_indexed(&database).await;
+    let dirty = record_day(&reel, 0, 1).await.remove(0);
+    let before = reel.play_all(&ids[1]).await;
+    let now = midnight(30);
+    for id in [&ids[1], &dirty] {
+        pin(&reel, id, Some(now + TimeDelta::days(5))).await;
+    }
+    pin(&reel, &ids[2], Some(now)).await;
+
+    let report = apply(&reel, &keep_days(7), now).await;
+    assert_eq!(gist(&report), [(day(0), (ExpiryReason::Age, 3, 30, 2))].into());
+    let mut kept = vec![ids[1].clone(), dirty.clone()];
+    kept.sort_unstable_by(|one, other| other.cmp(one));
+    assert_eq!(listed(&reel).await, kept);
+    assert_eq!(reel.play_all(&ids[1]).await, before);
+    assert_eq!(counted(&reel).await, (2, 20));
+    // It goes on, although its day has gone.
+    reel.record(vec![batch(&ids[1], "", 11, vec![action(20_000, "error", "late")])]).await.unwrap();
+    assert_eq!(counted(&reel).await, (2, 21));
+    wait_until_indexed(&database).await;
+    assert_eq!(counted(&reel).await, (2, 21));
+    check_index(&database).await;
+    // Where rows lie does not matter: maintenance may move them.
+    reel.store.partitions_maintain(now).await.unwrap();
+    assert!(gist(&apply(&reel, &keep_days(7), now).await).is_empty());
+    assert_eq!(reel.play_all(&ids[1]).await.len(), 11);
+
+    pin(&reel, &dirty, None).await;
+    let report = apply(&reel, &keep_days(7), now).await;
+    assert_eq!(gist(&report), [(day(0), (ExpiryReason::Age, 1, 10, 1))].into());
+    let report = apply(&reel, &keep_days(7), now + TimeDelta::days(5)).await;
+    assert_eq!(gist(&report), [(day(0), (ExpiryReason::Age, 1, 11, 0))].into());
+    assert_eq!((listed(&reel).await.len(), counted(&reel).await), (0, (0, 0)));
+    assert_eq!(database.number("SELECT count(*) FROM actions").await, 0);
+    check_index(&database).await;
+    reel.stop().await;
+}
+
+async fn the_oldest_days_go_where_there_are_too_many_bytes(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let mut ids = Vec::new();
+    for number in 0..4 {
+        let id = session_id(midnight(number).timestamp_millis());
+        let large: Vec<_> = (0..40)
+            .map(|offset| {
+                let mut large = action(offset, "click", "large");
+                large.data = format!("{{\"text\": \"{offset}{}\"}}", "x".repeat(20_000));
+                large
+            })
+            .collect();
+        reel.record(vec![start(&id, SessionStart::default()), batch("", "", 1, large)]).await.unwrap();
+        ids.push(id);
+    }
+    let policy = |max_bytes| RetentionPolicy { keep_for: None, max_bytes: Some(max_bytes) };
+    let (now, plenty) = (midnight(3) + TimeDelta::hours(1), policy(i64::MAX));
+    let bytes = apply(&reel, &plenty, now).await.bytes_before;
+    let report = apply(&reel, &policy(bytes - 1), now).await;
+    assert_eq!(gist(&report), [(day(0), (ExpiryReason::Bytes, 1, 40, 0))].into());
+    assert_eq!(listed(&reel).await.len(), 3);
+    // It could be started again by its age, but must not be.
+    let late = reel.record(vec![start(&ids[0], SessionStart::default())]).await.unwrap_err();
+    assert_eq!((late.code(), reason(&late).as_str()), (Code::FailedPrecondition, "SESSION_ERASED"));
+    // Whatever it takes, today stays.
+    let report = apply(&reel, &policy(1), now).await;
+    assert_eq!(report.days.iter().map(|day| day.day).collect::<Vec<_>>(), [day(1), day(2)]);
+    assert_eq!(listed(&reel).await, ids[3..]);
+    reel.stop().await;
+}
+
+async fn a_session_that_would_be_expired_is_not_started(backend: Backend) {
+    let database = TestDatabase::new(backend).await;
+    let reel = Reel::start_on(&database, &["--retention", "3days"]).await;
+    let start_of = |days_ago: i64| {
+        let midnight = Utc::now().date_naive().and_hms_opt(0, 0, 0).unwrap().and_utc();
+        session_id(midnight.timestamp_millis() - days_ago * DAY_MS)
+    };
+    let young = start_of(3);
+    reel.record(vec![start(&young, SessionStart::default())]).await.unwrap();
+    let old = start_of(5);
+    let of = SessionStart { user: Some(user("nobody", "")), ..Default::default() };
+    let refused = reel.record(vec![start(&old, of)]).await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "OLDER_THAN_RETENTION"));
+    assert_eq!(metadata(&refused, "limit_seconds"), "259200");
+    assert_eq!(database.number("SELECT count(*) FROM users").await, 0, "nothing is left of its user");
+    // One that is pinned is there whatever its age, and its sender may begin anew.
+    pin(&reel, &young, Some(Utc::now() + TimeDelta::days(99))).await;
+    reel.store.retention_apply(&keep_days(3), Utc::now() + TimeDelta::days(9)).await.unwrap();
+    reel.record(vec![start(&young, SessionStart::default()), batch("", "", 1, clicks(0..2))]).await.unwrap();
+    reel.stop().await;
+}
+
+/// Every text of every table, or the bytes of the file.
+async fn everything(database: &TestDatabase) -> String {
+    if database.backend() == Backend::Sqlite {
+        let path = database.url.strip_prefix("sqlite://").unwrap();
+        return [path.to_owned(), format!("{path}-wal")]
+            .iter()
+            .filter_map(|path| std::fs::read(path).ok())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .collect();
+    }
+    let mut all = String::new();
+    for table in database.texts("SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'").await {
+        all.extend(database.texts(&format!("SELECT t::text FROM \"{table}\" AS t")).await);
+    }
+    all
+}
+
+async fn what_went_is_nowhere_any_more(backend: Backend) {
+    const CANARIES: [&str; 5] =
+        ["canary-user", "canary@example.com", "canary-target", "canary-data", "canary-attribute"];
+    let (reel, database) = Reel::start(backend).await;
+    let kept = record_day(&reel, 1, 2).await;
+    for (number, how) in ["expired", "erased"].into_iter().enumerate() {
+        let id = session_id(midnight(0).timestamp_millis() + i64::try_from(number).unwrap());
+        let actions = (0..300).map(|offset| {
+            let mut canary = action(offset, "click", &format!("canary-target {}", offset % 7));
+            canary.data = format!("{{\"secret\": \"canary-data {offset} {}\"}}", "y".repeat(500));
+            canary
+        });
+        let canary = SessionStart {
+            user: Some(user("canary-user", "canary@example.com")),
+            attributes: [("of".to_owned(), "canary-attribute".to_owned())].into(),
+            ..Default::default()
+        };
+        reel.record(vec![start(&id, canary), batch("", "", 1, actions.collect())]).await.unwrap();
+        wait_until_indexed(&database).await;
+        let all = everything(&database).await;
+        assert!(CANARIES.iter().all(|canary| all.contains(canary)), "{how}: they can be found");
+        if how == "erased" {
+            let request = DeleteSessionRequest { session_id: id };
+            assert_eq!(reel.sessions().delete_session(request).await.unwrap().into_inner().erased_action_count, 300);
+        }
+        reel.store.retention_apply(&keep_days(1), midnight(2)).await.unwrap();
+        if how == "erased" {
+            let request = reel::proto::DeleteUserRequest { user_id: "canary-user".to_owned() };
+            let _ = reel.users().delete_user(request).await;
+            reel.store.retention_apply(&keep_days(1), midnight(2)).await.unwrap();
+        }
+        let all = everything(&database).await;
+        let left: Vec<_> = CANARIES.iter().filter(|canary| all.contains(**canary)).collect();
+        // The user was made just now, and is kept as long as a session would be.
+        let left: Vec<_> = left.into_iter().filter(|canary| how == "erased" || !canary.contains("user")).collect();
+        let left: Vec<_> = left.into_iter().filter(|canary| how == "erased" || !canary.contains('@')).collect();
+        assert_eq!(left, Vec::<&&str>::new(), "{how}");
+    }
+    assert_eq!(listed(&reel).await.len(), kept.len());
+    reel.stop().await;
+}
+
+async fn days_go_while_others_write_and_play(backend: Backend) {
+    let (reel, database) = Reel::start(backend).await;
+    for number in 0..6 {
+        record_day(&reel, number, 5).await;
+    }
+    wait_until_indexed(&database).await;
+    let live = record_day(&reel, 6, 1).await.remove(0);
+    let writing = async {
+        let mut seq = 11;
+        for _ in 0..150 {
+            reel.record(vec![batch(&live, "", seq, clicks(seq..seq + 5))]).await.unwrap();
+            seq += 5;
+        }
+        seq - 1
+    };
+    let playing = async {
+        for _ in 0..60 {
+            assert!(reel.play_all(&live).await.len() >= 10);
+            assert!(counted(&reel).await.1 >= 10);
+        }
+    };
+    let forgetting = async {
+        for number in 1..=6 {
+            let policy = keep_days(1);
+            loop {
+                match reel.store.retention_apply(&policy, midnight(number + 1)).await {
+                    Ok(_) => break,
+                    // Others were at the tables all the time; next time.
+                    Err(Error::Contention) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+    };
+    let (last_seq, (), ()) = tokio::join!(writing, playing, forgetting);
+    assert_eq!(listed(&reel).await, [live.as_str()]);
+    assert_eq!(i64::try_from(reel.play_all(&live).await.len()).unwrap(), last_seq);
+    assert_eq!(counted(&reel).await, (1, last_seq));
+    wait_until_indexed(&database).await;
+    assert_eq!(counted(&reel).await, (1, last_seq));
+    check_index(&database).await;
+    reel.stop().await;
+}
+
+async fn two_processes_forget_each_session_once(backend: Backend) {
+    let database = TestDatabase::new(backend).await;
+    let (one, other) = (Reel::start_on(&database, &[]).await, Reel::start_on(&database, &[]).await);
+    for number in 0..5 {
+        record_day(&one, number, 8).await;
+    }
+    wait_until_indexed(&database).await;
+    let forget = async |reel: &Reel| {
+        let (mut sessions, mut actions) = (0, 0);
+        for _ in 0..20 {
+            match reel.store.retention_apply(&keep_days(1), midnight(9)).await {
+                Ok(report) => {
+                    sessions += report.days.iter().map(|day| day.sessions).sum::<i64>();
+                    actions += report.days.iter().map(|day| day.actions).sum::<i64>();
+                }
+                Err(Error::RetentionRunning | Error::Contention) => tokio::time::sleep(Duration::from_millis(30)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        (sessions, actions)
+    };
+    let (by_one, by_other) = tokio::join!(forget(&one), forget(&other));
+    assert_eq!((by_one.0 + by_other.0, by_one.1 + by_other.1), (40, 400));
+    assert!(listed(&one).await.is_empty());
+    check_index(&database).await;
+    one.stop().await;
+    other.stop().await;
+}
+
+async fn the_service_says_what_is_stored_and_what_would_go(backend: Backend) {
+    let database = TestDatabase::new(backend).await;
+    let recorder = Reel::start_on(&database, &[]).await;
+    let ids = record_day(&recorder, 0, 3).await;
+    record_day(&recorder, 1, 2).await;
+    pin(&recorder, &ids[0], Some(Utc::now() + TimeDelta::days(9))).await;
+    let mut retention = RetentionServiceClient::new(recorder.channel.clone());
+    let stats = retention.get_storage_stats(GetStorageStatsRequest {}).await.unwrap().into_inner();
+    assert_eq!((stats.session_count, stats.action_count, stats.user_count), (5, 50, 2));
+    assert_eq!((stats.pinned_session_count, stats.next_expiry.is_some()), (1, false));
+    assert_eq!(stats.oldest_start_time, Some(timestamp(midnight(0).timestamp_millis())));
+    assert_eq!(stats.newest_start_time, Some(timestamp(midnight(2).timestamp_millis() - 1)));
+    assert!(stats.bytes > 0 && !stats.tables.is_empty(), "{stats:?}");
+    let days: Vec<_> = stats.days.iter().map(|day| (day.day.as_str(), day.session_count, day.action_count)).collect();
+    assert_eq!(days, [("2026-11-02", 3, 30), ("2026-11-03", 2, 20)]);
+    assert!(backend == Backend::Sqlite || stats.days.iter().all(|day| day.bytes > 0));
+    // Nothing goes where everything is kept.
+    let nothing = retention.apply_retention(ApplyRetentionRequest {}).await.unwrap().into_inner().report.unwrap();
+    assert_eq!((nothing.days.len(), nothing.session_count), (0, 0));
+    recorder.stop().await;
+
+    // The sessions are from 2026; another service keeps them for ten thousand days, and a third for one.
+    let keeper = Reel::start_on(&database, &["--retention", "10000days"]).await;
+    let mut retention = RetentionServiceClient::new(keeper.channel.clone());
+    let stats = retention.get_storage_stats(GetStorageStatsRequest {}).await.unwrap().into_inner();
+    let next = midnight(1) + TimeDelta::days(10_000);
+    assert_eq!(stats.next_expiry_time, Some(timestamp(next.timestamp_millis())));
+    assert_eq!(stats.next_expiry.unwrap().session_count, 3);
+    keeper.stop().await;
+
+    // What it does by itself as soon as it is up.
+    let service = Reel::start_on(&database, &["--retention", "1day"]).await;
+    eventually("what is too old has gone", async || listed(&service).await == ids[..1]).await;
+    let mut retention = RetentionServiceClient::new(service.channel.clone());
+    let preview = retention.preview_retention(PreviewRetentionRequest {}).await.unwrap().into_inner().report.unwrap();
+    assert_eq!(preview.days.len(), 0, "{preview:?}");
+    pin(&service, &ids[0], None).await;
+    let preview = retention.preview_retention(PreviewRetentionRequest {}).await.unwrap().into_inner().report.unwrap();
+    let [only] = preview.days.as_slice() else { panic!("{preview:?}") };
+    assert_eq!((only.day.as_str(), only.reason(), only.session_count), ("2026-11-02", ProtoReason::Age, 1));
+    let gone = retention.apply_retention(ApplyRetentionRequest {}).await.unwrap().into_inner().report.unwrap();
+    assert_eq!((gone.session_count, gone.action_count), (1, 10));
+    service.stop().await;
+}
+
+async fn the_indexer_learns_that_a_facet_has_gone(backend: Backend) {
+    let (reel, database) = Reel::start(backend).await;
+    for round in 0..3 {
+        // The same targets each time; the indexer remembers them.
+        record_day(&reel, 0, 2).await;
+        wait_until_indexed(&database).await;
+        assert_eq!(counted(&reel).await, (2, 20), "round {round}");
+        check_index(&database).await;
+        reel.store.retention_apply(&keep_days(1), midnight(9)).await.unwrap();
+        assert_eq!(database.number("SELECT count(*) FROM facets").await, 0);
+    }
+    reel.stop().await;
+}
