@@ -25,18 +25,20 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use query::{archive::Archive, disk, indexing, questions};
-use support::{Result, arguments::Arguments, figure::print, postgres::Postgres};
+use query::{disk, indexing, questions};
+use support::{Result, archive::Archive, arguments::Arguments, figure::print, postgres::Postgres};
 
 mod support;
 
 mod query {
-    pub mod archive;
     pub mod disk;
     pub mod indexing;
     pub mod questions;
     pub mod sql;
 }
+
+/// Over how many days sessions are spread.
+const DAYS: i64 = 30;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -47,14 +49,14 @@ async fn measure(arguments: Arguments) -> Result<()> {
     let postgres = Postgres::start().await?;
     if ["search", "analytics", "disk"].into_iter().any(|part| arguments.wants(part)) {
         let size = arguments.scale(4_000, 1_000_000, 1_000_000);
-        let mut archive = Archive::record(&postgres, "small", size, arguments.seed).await?;
+        let mut archive = Archive::record(&postgres, "small", DAYS, size, arguments.seed).await?;
         let before = questions::measure(&arguments, &mut archive).await?;
         if arguments.wants("disk") {
             print("disk an action ÷ JSON Lines", &disk::measure(&mut archive).await?, arguments.json);
         }
         archive.reel.stop().await?;
         if arguments.full {
-            let mut archive = Archive::record(&postgres, "large", 10 * size, arguments.seed).await?;
+            let mut archive = Archive::record(&postgres, "large", DAYS, 10 * size, arguments.seed).await?;
             let after = questions::measure(&arguments, &mut archive).await?;
             print("10M ÷ 1M actions stored", &questions::growth(&before, &after), arguments.json);
             archive.reel.stop().await?;

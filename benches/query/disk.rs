@@ -2,9 +2,9 @@
 
 use sea_orm::sqlx::query_as;
 
-use super::archive::Archive;
 use crate::support::{
     Result,
+    archive::Archive,
     figure::{Figure, Goal},
 };
 

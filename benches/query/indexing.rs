@@ -8,9 +8,9 @@ use std::{
 use sea_orm::sqlx::{Connection as _, Executor as _, PgConnection, query_as};
 use tokio::time::sleep;
 
-use super::archive::{name_routes, wait_until_indexed};
 use crate::support::{
     Result,
+    archive::{name_routes, wait_until_indexed},
     arguments::Arguments,
     figure::{Figure, Goal, print},
     postgres::Postgres,

@@ -16,9 +16,10 @@ use sea_orm::sqlx::{AssertSqlSafe, Executor as _, PgConnection, query, query_as,
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
-use super::{archive::Archive, sql};
+use super::sql;
 use crate::support::{
     Result,
+    archive::Archive,
     arguments::Arguments,
     figure::{Figure, Goal, print},
     statistics::Rounds,

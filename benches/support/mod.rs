@@ -1,9 +1,10 @@
-//! What both benchmarks need: servers of their own, a workload, the limits to measure against, and the table of ratios.
+//! What the benchmarks need: servers of their own, a workload, the limits to measure against, and the table of ratios.
 
 // Each benchmark uses a part of it.
 #![allow(dead_code)]
 
 pub mod accounting;
+pub mod archive;
 pub mod arguments;
 pub mod content;
 pub mod copy;

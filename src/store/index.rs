@@ -36,7 +36,11 @@ use crate::{
 
 /// Key of the advisory lock that the process holds that indexes: "reel" in ASCII, and 3. It saves others the work; that
 /// nothing is counted twice does not depend on it.
-pub(super) const INDEX_LOCK: i64 = 0x7265_656c_0000_0003;
+const INDEX_LOCK: i64 = 0x7265_656c_0000_0003;
+
+/// Key of the advisory lock that whoever writes the index shares, and whoever removes facets and days from it has alone:
+/// "reel" in ASCII, and 5.
+pub(super) const FACETS_LOCK: i64 = 0x7265_656c_0000_0005;
 
 /// Actions that are read by one statement.
 const ACTIONS_A_STATEMENT: u64 = 20_000;
@@ -122,7 +126,8 @@ impl Store {
         }
         let tx = self.begin().await?;
         if self.is_postgres() {
-            tx.execute_unprepared("SET LOCAL lock_timeout = '500ms'").await?;
+            let share = format!("SET LOCAL lock_timeout = '500ms'; SELECT pg_advisory_xact_lock_shared({FACETS_LOCK})");
+            tx.execute_unprepared(&share).await?;
         }
         write::in_txn(&tx, &readings, ids).await?;
         tx.commit().await?;

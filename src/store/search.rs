@@ -246,10 +246,7 @@ impl Question {
         if prepared.filter.needs_actions() {
             return Ok(i64::try_from(self.verified(prepared).await?.len()).unwrap_or(i64::MAX));
         }
-        let mut count = match prepared.only_facet() {
-            Some((facet, min_count)) => prepared.rows_of_facet(facet, min_count),
-            None => prepared.joined_for(self),
-        };
+        let mut count = prepared.number_by_facets().unwrap_or_else(|| prepared.joined_for(self));
         count.expr(Expr::cust("count(*)"));
         let counts: Vec<(i64,)> = self.rows("number of sessions", &count).await?;
         Ok(counts.first().map_or(0, |(count,)| *count))

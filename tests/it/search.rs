@@ -3,9 +3,13 @@
 
 use std::time::Duration;
 
-use reel::proto::{
-    ActionMatch, ListSessionsRequest, PlaySessionRequest, SessionFilter, SessionStart, action_match::TargetMatch,
-    play_session_request::Begin,
+use chrono::Utc;
+use reel::{
+    model::RetentionPolicy,
+    proto::{
+        ActionMatch, ListSessionsRequest, PlaySessionRequest, SessionFilter, SessionStart, action_match::TargetMatch,
+        play_session_request::Begin,
+    },
 };
 use tonic::{Code, Request};
 
@@ -39,6 +43,9 @@ async fn a_playback_begins_where_a_session_matched(backend: Backend) {
 
 async fn a_question_that_nobody_waits_for_ends_in_the_database(backend: Backend) {
     let (reel, database) = Reel::start(backend).await;
+    // A new service looks for facets that nothing has: not later.
+    let has_looked = async || reel.store.retention_apply(&RetentionPolicy::default(), Utc::now()).await.is_ok();
+    eventually("facets have been looked through", has_looked).await;
     // Whoever looks a facet up now never comes to an end.
     database.execute("INSERT INTO facets (id, type, target) VALUES (1, 'click', 'Create Post')").await;
     database.execute("ALTER TABLE facets RENAME TO real_facets").await;

@@ -12,7 +12,7 @@ use crate::{
     model::RetentionPolicy,
     store::{
         failure::{Attempts, Failure},
-        index::INDEX_LOCK,
+        index::FACETS_LOCK,
     },
 };
 
@@ -85,7 +85,7 @@ impl Store {
         let tx = self.begin_long().await?;
         // Each database has one of the two that it does not carry out row by row.
         let is_loose = if self.is_postgres() {
-            tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({INDEX_LOCK})")).await?;
+            tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({FACETS_LOCK})")).await?;
             "NOT EXISTS (SELECT 1 FROM facet_days WHERE facet_id = facets.id)"
         } else {
             "id NOT IN (SELECT facet_id FROM facet_days)"

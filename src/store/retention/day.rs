@@ -16,7 +16,7 @@ use crate::{
     model::{ExpiredDay, ExpiryReason},
     store::{
         failure::{Attempts, Cause, Failure},
-        index::INDEX_LOCK,
+        index::FACETS_LOCK,
         partition::{TABLES, day_bounds, partition_name, partition_names_in},
     },
 };
@@ -50,8 +50,8 @@ impl Store {
         let tx = self.begin_long().await?;
         let (from, to) = day_bounds(day.day);
         tx.execute_unprepared("SET LOCAL reel.expiring = 'on'").await?;
-        // The indexer writes to the tables and to the roll-up of the day: not meanwhile.
-        tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({INDEX_LOCK})")).await?;
+        // Indexers write to the tables and to the roll-up of the day: not meanwhile.
+        tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({FACETS_LOCK})")).await?;
         let bytes = super::size::partition_bytes_of(&tx, day.day).await?;
         // What is younger than the retention could be started again by a late sender.
         let tombstones = match day.reason {

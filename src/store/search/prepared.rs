@@ -111,28 +111,21 @@ impl Prepared<'_> {
         after: Option<SessionPlace>,
         limit: Option<usize>,
     ) -> SelectStatement {
-        let mut query = match self.only_facet().filter(|_| order == SessionOrder::StartTime) {
-            Some((facet, min_count)) => {
-                let mut rows = self.rows_of_facet(facet, min_count);
-                let id = (session_facet::Entity, session_facet::Column::SessionId);
-                rows.columns([id, (session_facet::Entity, session_facet::Column::FirstAt)]);
-                if let Some(after) = after {
-                    let (id, after) = (Expr::col(id), after.session.as_uuid());
-                    rows.and_where(if ascending { id.gt(after) } else { id.lt(after) });
-                }
-                rows.order_by(id, if ascending { Order::Asc } else { Order::Desc });
-                if let Some(limit) = limit {
-                    rows.limit(u64::try_from(limit).unwrap_or(u64::MAX));
-                }
-                let is_it = session_column(session::Column::Id).equals((alias(0), session_facet::Column::SessionId));
-                let mut query = SelectStatement::new();
-                query.from_subquery(rows, alias(0)).inner_join(session::Entity, is_it);
-                query
-            }
-            None => self.joined_for(question),
+        let is_by_facets = order == SessionOrder::StartTime && self.asks_for_facets_only();
+        let mut query = if is_by_facets {
+            let is_it = session_column(session::Column::Id).equals((FACETS, session_facet::Column::SessionId));
+            let mut query = SelectStatement::new();
+            query
+                .from_subquery(self.rows_of_facets(question, ascending, after, limit), FACETS)
+                .inner_join(session::Entity, is_it)
+                .expr_as(Expr::col((FACETS, session_facet::Column::FirstAt)), FIRST_MATCH);
+            query
+        } else {
+            let mut query = self.joined_for(question);
+            query.expr_as(self.first_match(question), FIRST_MATCH);
+            query
         };
         query.columns(session::Column::iter().map(|column| (session::Entity, column)));
-        query.expr_as(self.first_match(question), FIRST_MATCH);
         if let Some(after) = after {
             query.cond_where(is_after(after, order, ascending));
         }
@@ -179,8 +172,8 @@ impl Prepared<'_> {
         all > 0 && self.filter.any_of.is_empty() && self.single_facets().count() == all
     }
 
-    /// The one facet that is asked for, if nothing else is: then its rows are the sessions.
-    pub(super) fn only_facet(&self) -> Option<(i32, i64)> {
+    /// Whether nothing is asked for but facets: then the sessions are found without looking at them.
+    fn asks_for_facets_only(&self) -> bool {
         let filter = self.filter;
         let only = SessionFilter {
             started_after: filter.started_after,
@@ -188,25 +181,58 @@ impl Prepared<'_> {
             all_of: filter.all_of.clone(),
             ..SessionFilter::default()
         };
-        let (_, facet, min_count) = self.single_facets().next()?;
-        (filter.all_of.len() == 1 && *filter == only && matches!(self.dirty, Dirty::Few(_)))
-            .then_some((facet, min_count))
+        self.knows_first_matches() && *filter == only && matches!(self.dirty, Dirty::Few(_))
     }
 
-    /// The rows of the only facet.
-    pub(super) fn rows_of_facet(&self, facet: i32, min_count: i64) -> SelectStatement {
-        let column = |column| Expr::col((session_facet::Entity, column));
-        let session_id = column(session_facet::Column::SessionId);
-        let mut condition = id_range(session_id.clone(), self.filter);
-        if let Dirty::Few(ids) = &self.dirty {
-            condition = condition.add_option(is_none_of(session_id, ids));
+    /// The sessions that have all the facets, where nothing else is asked for, and where they match first.
+    fn rows_of_facets(
+        &self,
+        question: &Question,
+        ascending: bool,
+        after: Option<SessionPlace>,
+        limit: Option<usize>,
+    ) -> SelectStatement {
+        let mut query = self.facets_only();
+        let session_id = (alias(0), session_facet::Column::SessionId);
+        query.column(session_id.clone()).expr_as(self.first_match(question), session_facet::Column::FirstAt);
+        if let Some(after) = after {
+            let (id, after) = (Expr::col(session_id.clone()), after.session.as_uuid());
+            query.and_where(if ascending { id.gt(after) } else { id.lt(after) });
         }
-        let mut query = SelectStatement::new();
+        query.order_by(session_id, if ascending { Order::Asc } else { Order::Desc });
+        if let Some(limit) = limit {
+            query.limit(u64::try_from(limit).unwrap_or(u64::MAX));
+        }
         query
-            .from(session_facet::Entity)
-            .and_where(column(session_facet::Column::FacetId).eq(facet))
-            .and_where(column(session_facet::Column::Count).gte(min_count))
-            .cond_where(condition);
+    }
+
+    /// How many sessions match, where nothing is asked for but facets.
+    pub(super) fn number_by_facets(&self) -> Option<SelectStatement> {
+        self.asks_for_facets_only().then(|| self.facets_only())
+    }
+
+    fn facets_only(&self) -> SelectStatement {
+        let mut query = SelectStatement::new();
+        for (index, facet, min_count) in self.single_facets() {
+            let alias = alias(index);
+            let column = |column: session_facet::Column| Expr::col((alias.clone(), column));
+            let session_id = column(session_facet::Column::SessionId);
+            let mut condition =
+                id_range(session_id.clone(), self.filter).add(column(session_facet::Column::FacetId).eq(facet));
+            if min_count > 1 {
+                condition = condition.add(column(session_facet::Column::Count).gte(min_count));
+            }
+            if index == 0 {
+                if let Dirty::Few(ids) = &self.dirty {
+                    condition = condition.add_option(is_none_of(session_id, ids));
+                }
+                query.from_as(session_facet::Entity, alias).cond_where(condition);
+            } else {
+                let first = (self::alias(0), session_facet::Column::SessionId);
+                let condition = condition.add(session_id.equals(first));
+                query.join_as(JoinType::InnerJoin, session_facet::Entity, alias, condition);
+            }
+        }
         query
     }
 
@@ -246,6 +272,9 @@ pub(super) struct Candidate {
 
 /// The column of that name.
 const FIRST_MATCH: &str = "first_match_at";
+
+/// The name of the sessions that have all the facets.
+const FACETS: &str = "facets_found";
 
 /// What the names of a track's columns begin with.
 const TRACK: &str = "track_";

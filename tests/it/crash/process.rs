@@ -74,7 +74,8 @@ impl Process {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let mut command =
             reel_under(program, &["serve", "--listen", &address.to_string(), "--database-url", database_url]);
-        command.args(arguments);
+        // Tests have sessions of all ages.
+        command.args(["--retention", "0"]).args(arguments);
         let child = command.spawn().unwrap();
         let mut process = Self { address, command, child };
         process.wait_until_serving().await;

@@ -1,4 +1,4 @@
-//! What is searched: sessions of the last 30 days, recorded through the service and indexed by it.
+//! Sessions of the last days, recorded through the service and indexed by it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use sea_orm::sqlx::{Connection as _, Executor as _, PgConnection, query_scalar};
 use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;
 
-use crate::support::{
+use super::{
     Result,
     postgres::Postgres,
     progress,
@@ -15,9 +15,6 @@ use crate::support::{
     sender::{Rpc, Upload, start_sessions},
     workload::{LIVE_SESSIONS, Plan, Workload},
 };
-
-/// Over how many days sessions are spread.
-const DAYS: i64 = 30;
 
 /// Actions that are generated at once.
 const CHUNK: usize = 200_000;
@@ -38,7 +35,8 @@ pub struct Archive {
 }
 
 impl Archive {
-    pub async fn record(postgres: &Postgres, database: &str, actions: usize, seed: u64) -> Result<Self> {
+    /// Records so many actions in sessions of 50, spread over the days before today.
+    pub async fn record(postgres: &Postgres, database: &str, days: i64, actions: usize, seed: u64) -> Result<Self> {
         let url = postgres.database(database).await?;
         let reel = Reel::serve(&url).await?;
         let channels = reel.connect(4).await?;
@@ -54,7 +52,7 @@ impl Archive {
                 batch: 25,
                 live: LIVE_SESSIONS,
                 session: Some(50),
-                started: (until - TimeDelta::days(DAYS), until - TimeDelta::milliseconds(1)),
+                started: (until - TimeDelta::days(days), until - TimeDelta::milliseconds(1)),
             });
             name_routes(&mut workload);
             let workload = Arc::new(workload);
