@@ -32,6 +32,7 @@ on_both_databases!(
     what_went_is_nowhere_any_more,
     days_go_while_others_write_and_play,
     two_processes_forget_each_session_once,
+    a_process_that_is_killed_leaves_whole_sessions,
     the_service_says_what_is_stored_and_what_would_go,
     the_indexer_learns_that_a_facet_has_gone,
 );
@@ -376,6 +377,48 @@ async fn two_processes_forget_each_session_once(backend: Backend) {
     check_index(&database).await;
     one.stop().await;
     other.stop().await;
+}
+
+async fn a_process_that_is_killed_leaves_whole_sessions(backend: Backend) {
+    let (reel, database) = Reel::start(backend).await;
+    for number in 0..10 {
+        record_day(&reel, number, 6).await;
+    }
+    let pinned = record_day(&reel, 4, 1).await.remove(0);
+    pin(&reel, &pinned, Some(Utc::now() + TimeDelta::days(9))).await;
+    wait_until_indexed(&database).await;
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_reel"));
+    command.args(["retention", "--retention", "1day", "--database-url", &database.url]);
+    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let (mut kills, mut left) = (0, Vec::new());
+    for round in 0_u64.. {
+        let mut process = command.spawn().unwrap();
+        // Sooner or later than what it does, and always later in the end.
+        let patience = Duration::from_millis(20 + round * 11 % 150 + round);
+        match tokio::time::timeout(patience, process.wait()).await {
+            Ok(status) if status.as_ref().unwrap().success() => break,
+            Ok(_) => {}
+            Err(_) => {
+                process.kill().await.unwrap();
+                kills += 1;
+            }
+        }
+        let sessions = listed(&reel).await;
+        let count = i64::try_from(sessions.len()).unwrap();
+        assert_eq!(counted(&reel).await, (count, 10 * count));
+        if sessions.len() != left.len() {
+            for id in &sessions {
+                assert_eq!(reel.play_all(id).await.len(), 10, "{id} is whole");
+            }
+            left = sessions;
+        }
+    }
+    assert!(kills > 0, "none was killed");
+    assert_eq!(listed(&reel).await, [pinned.as_str()]);
+    assert_eq!(reel.play_all(&pinned).await.len(), 10);
+    assert_eq!(database.number("SELECT count(*) FROM actions").await, 10);
+    check_index(&database).await;
+    reel.stop().await;
 }
 
 async fn the_service_says_what_is_stored_and_what_would_go(backend: Backend) {
