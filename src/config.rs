@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 use clap::Args;
 use sea_orm::sqlx::{postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
 
-use crate::model::RetentionPolicy;
+use crate::{convert::RedactionRule, model::RetentionPolicy};
 
 /// Where the sessions are kept. Shows no password when printed.
 #[derive(Clone)]
@@ -159,6 +159,10 @@ pub struct ServiceArgs {
     /// How long sessions are kept.
     #[command(flatten)]
     pub retention: RetentionArgs,
+    /// What is never stored of actions: a NAME of fields in data, as password; a path in data, as $.card.number; or a /PATTERN/
+    /// (regular expression) of texts and numbers in data, and of targets. May be given many times, in the variable a line each
+    #[arg(long, env = "REEL_REDACT", value_name = "RULE", value_delimiter = '\n')]
+    pub redact: Vec<RedactionRule>,
     /// What requests may not exceed.
     #[command(flatten)]
     pub limits: Limits,

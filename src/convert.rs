@@ -5,6 +5,7 @@ mod analytics;
 mod filter;
 mod json;
 mod playback;
+mod redact;
 mod reply;
 mod request;
 mod retention;
@@ -17,6 +18,7 @@ pub use analytics::{
 };
 pub use filter::parse_session_filter;
 pub use playback::{PlaybackMessage, PlayedPage};
+pub use redact::{InvalidRule, Redaction, RedactionRule};
 pub use reply::{
     cursors_to_proto, found_action_to_proto, found_session_to_proto, receipt_to_proto, session_to_proto, user_to_proto,
 };

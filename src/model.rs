@@ -23,7 +23,7 @@ pub use analytics::{
     ActionCounting, ActionCounts, Dimension, ErrorFrequency, FunnelCounting, FunnelStep, GroupKey, Transition,
     TransitionCounting, Transitions,
 };
-pub use data_condition::{DataCondition, DataPath, DataTest, NotAPath, Scalar};
+pub use data_condition::{DataCondition, DataPath, DataStep, DataTest, NotAPath, Scalar};
 pub use evaluation::{Evaluation, Verdict};
 pub use filter::{
     ActionMatch, ActionView, AttributeMatch, Between, SequenceStep, SessionFilter, SessionOrder, TargetMatch,

@@ -15,7 +15,9 @@ use std::sync::Arc;
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{changes::Changes, config::Limits, ingest::Writer, model::RetentionPolicy, store::Store};
+use crate::{
+    changes::Changes, config::Limits, convert::Redaction, ingest::Writer, model::RetentionPolicy, store::Store,
+};
 
 /// What the services work with. Cheap to clone.
 #[derive(Clone)]
@@ -24,6 +26,7 @@ pub(crate) struct Services {
     pub(crate) writer: Writer,
     pub(crate) changes: Arc<Changes>,
     pub(crate) limits: Limits,
+    pub(crate) redaction: Arc<Redaction>,
     pub(crate) retention: RetentionPolicy,
     /// What is under way and must not be cut in half: shutting down waits for it.
     pub(crate) tasks: TaskTracker,

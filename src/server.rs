@@ -62,6 +62,7 @@ pub async fn run(
         changes: Arc::clone(&changes),
         tasks: writes.clone(),
         limits: args.limits,
+        redaction: Arc::new(args.redact.iter().cloned().collect()),
         retention,
         drain: drain.clone(),
     };

@@ -6,6 +6,7 @@ use prost_types::Timestamp;
 
 use super::{
     json,
+    redact::{REDACTED, Redaction},
     request::{check_name, parse_timestamp},
     upload::{UploadAction, UploadBatch},
 };
@@ -26,7 +27,7 @@ pub(super) fn parse_batch(
     session: SessionId,
     batch: UploadBatch,
     actions: Vec<SentAction>,
-    limits: &Limits,
+    (limits, redaction): (&Limits, &Redaction),
     now: DateTime<Utc>,
 ) -> Result<Batch> {
     let source = if batch.source.is_empty() { DEFAULT_SOURCE.to_owned() } else { batch.source };
@@ -44,7 +45,7 @@ pub(super) fn parse_batch(
     // A rejected action without a usable time of its own stands beside its neighbour.
     let mut neighbour = first_time(&actions, latest).unwrap_or_else(|| session.started_at());
     let parsed = actions.into_iter().map(|action| {
-        let action = parse_action(action, limits, latest, neighbour);
+        let action = parse_action(action, limits, redaction, latest, neighbour);
         neighbour = match &action {
             BatchAction::Valid(action) => action.timestamp,
             BatchAction::Rejected(rejected) => rejected.placeholder.timestamp,
@@ -86,10 +87,25 @@ impl SentAction {
     }
 }
 
-fn parse_action(action: SentAction, limits: &Limits, latest: DateTime<Utc>, neighbour: DateTime<Utc>) -> BatchAction {
+fn parse_action(
+    action: SentAction,
+    limits: &Limits,
+    redaction: &Redaction,
+    latest: DateTime<Utc>,
+    neighbour: DateTime<Utc>,
+) -> BatchAction {
     match check_action(&action, limits, latest) {
         Ok(timestamp) => {
-            BatchAction::Valid(Action { timestamp, kind: action.kind, target: action.target, data: action.data })
+            let target = redaction
+                .text(&action.target)
+                .map(|target| if target.len() > limits.max_target_bytes { REDACTED.to_owned() } else { target });
+            let data = redaction.data(&action.data);
+            BatchAction::Valid(Action {
+                timestamp,
+                kind: action.kind,
+                target: target.map_or(action.target, ByteString::from),
+                data: data.map_or(action.data, ByteString::from),
+            })
         }
         Err((reason, description)) => {
             let timestamp = accepted_time(action.timestamp.as_ref(), latest).unwrap_or(neighbour);

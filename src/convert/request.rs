@@ -7,6 +7,7 @@ use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use super::{
     action::{latest_time, parse_batch, read_texts},
     filter::{parse_action_match, parse_session_filter},
+    redact::Redaction,
     token::{PageToken, Scope},
     upload::{UploadEvent, UploadMessage},
 };
@@ -33,11 +34,11 @@ const DEFAULT_PAGE_SIZE: u64 = 50;
 /// The highest speed of a playback.
 const MAX_SPEED: f64 = 1_000.0;
 
-/// Takes one message of an upload. `current` is the session that its stream started last.
+/// Takes one message of an upload, without what must not be stored. `current` is the session that its stream started last.
 pub fn parse_event(
     mut request: UploadMessage,
     current: Option<SessionId>,
-    limits: &Limits,
+    (limits, redaction): (&Limits, &Redaction),
     now: DateTime<Utc>,
 ) -> Result<IngestEvent> {
     // What is no text makes a message that cannot be decoded, whatever else it says.
@@ -55,7 +56,9 @@ pub fn parse_event(
     match request.event {
         None => Err(Error::invalid("event", "must be one of start, batch and end")),
         Some(UploadEvent::Start(start)) => Ok(IngestEvent::Start(parse_start(named, start, limits, now)?)),
-        Some(UploadEvent::Batch(batch)) => Ok(IngestEvent::Batch(parse_batch(known()?, batch, actions, limits, now)?)),
+        Some(UploadEvent::Batch(batch)) => {
+            Ok(IngestEvent::Batch(parse_batch(known()?, batch, actions, (limits, redaction), now)?))
+        }
         Some(UploadEvent::End(end)) => Ok(IngestEvent::End(parse_end(known()?, end, limits)?)),
     }
 }

@@ -1,6 +1,6 @@
 //! Conditions on single values in the data of actions.
 
-use std::{cmp::Ordering, fmt};
+use std::{borrow::Cow, cmp::Ordering, fmt};
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -21,6 +21,28 @@ pub struct DataPath(Vec<PathStep>);
 enum PathStep {
     Name(String),
     Index(usize),
+}
+
+/// A step on the way to a value in a JSON text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DataStep<'a> {
+    /// Into the field of an object.
+    Name(Cow<'a, str>),
+    /// Into the element of an array.
+    Index(usize),
+}
+
+impl DataPath {
+    /// Whether these steps lead there.
+    #[must_use]
+    pub fn is(&self, steps: &[DataStep<'_>]) -> bool {
+        let is_step = |(one, other): (&PathStep, &DataStep<'_>)| match (one, other) {
+            (PathStep::Name(one), DataStep::Name(other)) => one == other,
+            (PathStep::Index(one), DataStep::Index(other)) => one == other,
+            _ => false,
+        };
+        self.0.len() == steps.len() && self.0.iter().zip(steps).all(is_step)
+    }
 }
 
 /// What a value must be like. A value of another kind is neither equal nor less nor greater.

@@ -156,7 +156,7 @@ impl Upload {
             Err(status) => return self.end = Some(Err(status)),
         };
         let permit = self.permits.as_ref().and_then(|permits| permits.take(|| prost::Message::encoded_len(&message)));
-        match parse_event(message, self.current, &self.services.limits, Utc::now()) {
+        match parse_event(message, self.current, (&self.services.limits, &self.services.redaction), Utc::now()) {
             Err(error) => self.end = Some(Err(error.into())),
             Ok(event @ IngestEvent::Batch(_)) => self.submit(event, permit),
             Ok(event) => {

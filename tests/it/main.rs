@@ -31,6 +31,7 @@ mod play;
 mod query_plan;
 mod random_clients;
 mod record;
+mod redact;
 mod retention;
 mod search;
 mod senders;

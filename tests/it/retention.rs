@@ -248,7 +248,7 @@ async fn a_session_that_would_be_expired_is_not_started(backend: Backend) {
 }
 
 /// Every text of every table, or the bytes of the file.
-async fn everything(database: &TestDatabase) -> String {
+pub async fn everything(database: &TestDatabase) -> String {
     if database.backend() == Backend::Sqlite {
         let path = database.url.strip_prefix("sqlite://").unwrap();
         return [path.to_owned(), format!("{path}-wal")]
