@@ -33,7 +33,8 @@ pub use receipt::{Rejection, SessionReceipt, TrackReceipt};
 pub use retention::{ExpiredDay, ExpiryReason, RetentionPolicy, RetentionReport, StorageStats, StoredDay, TableBytes};
 pub use search::{ActionSearch, FoundAction, FoundSession, FoundSessions, SessionPlace, SessionSearch};
 pub use session::{
-    Attributes, DEFAULT_END_REASON, Erased, IDLE_END_REASON, Pin, Session, SessionEnd, SessionStart, Track, User,
+    Attributes, DEFAULT_END_REASON, Erased, IDLE_END_REASON, Pin, Session, SessionEnd, SessionStart, SessionUpdate,
+    Track, User,
 };
 pub use session_id::{NotASessionId, SessionId};
 pub use summary::{FacetCount, Facets, LONGEST_PAUSE, Summary, Summing, duration_ms};

@@ -45,10 +45,11 @@ fn print(report: &RetentionReport, is_dry_run: bool) {
         let reason = match day.reason {
             ExpiryReason::Age => "too old",
             ExpiryReason::Bytes => "too much",
+            ExpiryReason::Own => "their own time has come",
         };
-        let pinned = if day.pinned > 0 { format!(", {} pinned ones stay", day.pinned) } else { String::new() };
+        let kept = if day.kept > 0 { format!(", {} pinned or later ones stay", day.kept) } else { String::new() };
         println!(
-            "{}: {} sessions, {} actions, {} bytes: {reason}{pinned}",
+            "{}: {} sessions, {} actions, {} bytes: {reason}{kept}",
             day.day, day.sessions, day.actions, day.bytes
         );
     }

@@ -34,6 +34,7 @@ pub fn session_to_proto(session: Session) -> proto::Session {
         pin_expire_time: session.pin.as_ref().map(|pin| timestamp(pin.until)),
         pin_reason: session.pin.map(|pin| pin.reason).unwrap_or_default(),
         first_match: None,
+        expire_time: session.expires_at.map(timestamp),
     }
 }
 

@@ -15,8 +15,8 @@ use crate::{
     config::Limits,
     error::{Error, Result},
     model::{
-        ActionSearch, Attributes, DEFAULT_END_REASON, IngestEvent, LATEST_TIME, Pin, Position, SessionEnd, SessionId,
-        SessionOrder, SessionPlace, SessionSearch, SessionStart, User,
+        ActionSearch, DEFAULT_END_REASON, IngestEvent, LATEST_TIME, Pin, Position, SessionEnd, SessionId, SessionOrder,
+        SessionPlace, SessionSearch, SessionStart, SessionUpdate, User,
     },
     playback::{Begin, Cursor, PlayRequest},
     proto,
@@ -256,12 +256,8 @@ pub fn action_place_to_text(session: SessionId, position: Position) -> String {
 pub struct SessionChanges {
     /// The session.
     pub session: SessionId,
-    /// Keys to remove, first.
-    pub removed: Vec<String>,
-    /// Entries to set, then.
-    pub set: Attributes,
-    /// The pin to set, or that there is none any more. None leaves it as it is.
-    pub pin: Option<Option<Pin>>,
+    /// What is to change.
+    pub update: SessionUpdate,
 }
 
 /// Takes the changes to a session.
@@ -272,8 +268,10 @@ pub fn parse_update_session(request: proto::UpdateSessionRequest, limits: &Limit
         return Err(Error::invalid("removed_attributes", format!("at most {MAX_LISTED}")));
     }
     let pin = request.pin.map(parse_pin).transpose()?;
+    let expiry = request.expiry.map(|expiry| optional_timestamp("expiry.expire_time", expiry.expire_time.as_ref()));
+    let expires_at = expiry.transpose()?;
     let (removed, set) = (request.removed_attributes, request.attributes.into_iter().collect());
-    Ok(SessionChanges { session, removed, set, pin })
+    Ok(SessionChanges { session, update: SessionUpdate { removed, set, pin, expires_at } })
 }
 
 fn parse_pin(pin: proto::Pin) -> Result<Option<Pin>> {

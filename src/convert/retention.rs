@@ -25,6 +25,7 @@ fn expired_day_to_proto(day: &ExpiredDay) -> proto::ExpiredDay {
     let reason = match day.reason {
         ExpiryReason::Age => proto::ExpiryReason::Age,
         ExpiryReason::Bytes => proto::ExpiryReason::Bytes,
+        ExpiryReason::Own => proto::ExpiryReason::Own,
     };
     proto::ExpiredDay {
         day: day.day.to_string(),
@@ -32,14 +33,14 @@ fn expired_day_to_proto(day: &ExpiredDay) -> proto::ExpiredDay {
         session_count: day.sessions,
         action_count: day.actions,
         bytes: day.bytes,
-        pinned_session_count: day.pinned,
+        kept_session_count: day.kept,
     }
 }
 
 /// What is stored, and what a policy forgets of it next.
 #[must_use]
 pub fn storage_stats_to_proto(stats: &StorageStats, policy: &RetentionPolicy) -> proto::GetStorageStatsResponse {
-    let next = stats.days.iter().find(|day| day.sessions > day.pinned);
+    let next = stats.days.iter().find(|day| day.sessions > day.kept);
     let next = policy.keep_for.zip(next).and_then(|(keep_for, day)| Some((expiry_of(day, keep_for)?, day)));
     let table = |table: &TableBytes| proto::TableSize {
         name: table.name.clone(),
@@ -48,7 +49,7 @@ pub fn storage_stats_to_proto(stats: &StorageStats, policy: &RetentionPolicy) ->
     };
     proto::GetStorageStatsResponse {
         session_count: stats.days.iter().map(|day| day.sessions).sum(),
-        pinned_session_count: stats.days.iter().map(|day| day.pinned).sum(),
+        kept_session_count: stats.days.iter().map(|day| day.kept).sum(),
         action_count: stats.days.iter().map(|day| day.actions).sum(),
         user_count: stats.users,
         bytes: stats.tables.iter().map(|table| table.table_bytes + table.index_bytes).sum(),
@@ -72,7 +73,7 @@ fn stored_day_to_proto(day: &StoredDay) -> proto::StoredDay {
     proto::StoredDay {
         day: day.day.to_string(),
         session_count: day.sessions,
-        pinned_session_count: day.pinned,
+        kept_session_count: day.kept,
         action_count: day.actions,
         bytes: day.bytes,
     }

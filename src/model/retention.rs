@@ -36,6 +36,8 @@ pub enum ExpiryReason {
     Age,
     /// There are more bytes than there may be, and no older sessions.
     Bytes,
+    /// They have an expiry of their own.
+    Own,
 }
 
 /// What goes of a day, or has gone.
@@ -51,8 +53,8 @@ pub struct ExpiredDay {
     pub actions: i64,
     /// Bytes that come back: on PostgreSQL those of the day's partitions, on SQLite an estimate by the number of actions.
     pub bytes: i64,
-    /// Number of sessions of the day that are pinned, and stay.
-    pub pinned: i64,
+    /// Number of sessions of the day that stay, because they are pinned or their own time has not come.
+    pub kept: i64,
 }
 
 /// What retention would do, or has done.
@@ -92,8 +94,8 @@ pub struct StoredDay {
     pub day: NaiveDate,
     /// Number of sessions.
     pub sessions: i64,
-    /// Number of sessions that are pinned.
-    pub pinned: i64,
+    /// Number of sessions that no retention lets go, because they are pinned or their own time has not come.
+    pub kept: i64,
     /// Number of actions.
     pub actions: i64,
     /// Bytes of the day's partitions. 0 on SQLite.

@@ -67,6 +67,8 @@ pub struct Session {
     pub attributes: Attributes,
     /// Whether it is kept, whatever its age.
     pub pin: Option<Pin>,
+    /// When it goes, whatever the retention, unless it is pinned then. None where the retention decides.
+    pub expires_at: Option<DateTime<Utc>>,
     /// Its tracks by number.
     pub tracks: Vec<Track>,
 }
@@ -78,6 +80,19 @@ pub struct Pin {
     pub until: DateTime<Utc>,
     /// Why. May be empty.
     pub reason: String,
+}
+
+/// What is to change of a session.
+#[derive(Clone, Debug)]
+pub struct SessionUpdate {
+    /// Keys of attributes to remove, first.
+    pub removed: Vec<String>,
+    /// Attributes to set, then.
+    pub set: Attributes,
+    /// The pin to set, or that there is none any more. None leaves it as it is.
+    pub pin: Option<Option<Pin>>,
+    /// The expiry to set, or that the retention decides again. None leaves it as it is.
+    pub expires_at: Option<Option<DateTime<Utc>>>,
 }
 
 impl Session {

@@ -58,9 +58,7 @@ impl SessionService for Services {
     ) -> Result<Response<UpdateSessionResponse>, Status> {
         let changes = parse_update_session(request.into_inner(), &self.limits)?;
         let (id, limit) = (changes.session, self.limits.max_attributes);
-        let update = |store: crate::store::Store| async move {
-            store.session_update(id, &changes.removed, &changes.set, changes.pin.as_ref(), limit).await
-        };
+        let update = |store: crate::store::Store| async move { store.session_update(id, &changes.update, limit).await };
         self.store.ask(update).await?;
         let session = found_session_to_proto(self.store.session_describe(id).await?);
         Ok(Response::new(UpdateSessionResponse { session: Some(session) }))

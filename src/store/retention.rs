@@ -29,15 +29,20 @@ const RETENTION_LOCK: i64 = 0x7265_656c_0000_0004;
 /// Sessions that are erased between two looks at what is left.
 const SESSIONS_A_STEP: u64 = 100;
 
-/// Whether a session may go: a condition on `sessions`, with the time as its first parameter.
-const IS_NOT_PINNED: &str = "(sessions.pinned_until IS NULL OR sessions.pinned_until <= $1)";
+/// Whether a session may go with its day: a condition on `sessions`, with the time as its first parameter.
+const MAY_GO: &str = "((sessions.pinned_until IS NULL OR sessions.pinned_until <= $1) \
+    AND (sessions.expires_at IS NULL OR sessions.expires_at <= $1))";
+
+/// Whether a session's own time has come. Uses `sessions_expiry`.
+const HAS_EXPIRED: &str =
+    "(sessions.expires_at <= $1 AND (sessions.pinned_until IS NULL OR sessions.pinned_until <= $1))";
 
 #[derive(FromQueryResult)]
 struct DayRow {
     day: String,
     sessions: i64,
     actions: i64,
-    pinned: i64,
+    kept: i64,
 }
 
 /// A day on which sessions started.
@@ -45,7 +50,7 @@ struct DayRow {
 struct Day {
     sessions: i64,
     actions: i64,
-    pinned: i64,
+    kept: i64,
     /// Bytes of its partitions. None where it has none.
     bytes: Option<i64>,
 }
@@ -72,7 +77,7 @@ impl Store {
         let mut report = RetentionReport { bytes_before, ..RetentionReport::default() };
         for day in self.expired_days(policy, now, bytes_before).await? {
             let mut gone = ExpiredDay { sessions: 0, actions: 0, bytes: 0, ..day };
-            if self.has_partitions(day.day).await? {
+            if day.reason != ExpiryReason::Own && self.has_partitions(day.day).await? {
                 gone = self.day_drop(day, now).await?;
             }
             self.day_erase(&mut gone, now).await?;
@@ -107,17 +112,19 @@ impl Store {
         let today = now.date_naive();
         // Beyond what is too old, all days count only where bytes do.
         let until = if policy.max_bytes.is_some() { Some(today) } else { first_kept };
-        let Some(until) = until else { return Ok(Vec::new()) };
-        let mut days = self.days_before(until, now).await?;
+        let mut days = match until {
+            Some(until) => self.days_before(until, now).await?,
+            None => BTreeMap::new(),
+        };
         if !self.is_postgres() {
             let actions = self.action_total().await?;
             days.values_mut().for_each(|day| day.bytes = Some(share(bytes_in_use, day.actions, actions)));
         }
         let mut bytes = bytes_in_use;
         let mut expired = Vec::new();
-        for (day, Day { sessions, actions, pinned, bytes: of_day }) in days {
-            // A partition that has only pinned sessions stays as it is.
-            if sessions == 0 && (pinned > 0 || of_day.is_none()) {
+        for (day, Day { sessions, actions, kept, bytes: of_day }) in days {
+            // A partition that has only kept sessions stays as it is.
+            if sessions == 0 && (kept > 0 || of_day.is_none()) {
                 continue;
             }
             let is_old = first_kept.is_some_and(|first| day < first);
@@ -128,9 +135,38 @@ impl Store {
             let reason = if is_old { ExpiryReason::Age } else { ExpiryReason::Bytes };
             let of_day = of_day.unwrap_or(0);
             bytes -= of_day;
-            expired.push(ExpiredDay { day, reason, sessions, actions, bytes: of_day, pinned });
+            expired.push(ExpiredDay { day, reason, sessions, actions, bytes: of_day, kept });
         }
+        for day in self.own_days(now).await? {
+            if !expired.iter().any(|whole| whole.day == day.day) {
+                expired.push(day);
+            }
+        }
+        expired.sort_by_key(|day| day.day);
         Ok(expired)
+    }
+
+    /// The days of sessions whose own time has come.
+    async fn own_days(&self, now: DateTime<Utc>) -> Result<Vec<ExpiredDay>> {
+        let day = self.day_of_session();
+        let sql = format!(
+            "SELECT day, count(*) AS sessions, CAST(sum(actions) AS bigint) AS actions, CAST(0 AS bigint) AS kept \
+             FROM (SELECT {day} AS day, (SELECT CAST(coalesce(sum(last_seq), 0) AS bigint) FROM tracks \
+                     WHERE tracks.session_id = sessions.id) AS actions \
+                 FROM sessions WHERE {HAS_EXPIRED}) AS sized GROUP BY day"
+        );
+        let rows = DayRow::find_by_statement(Statement::from_sql_and_values(self.backend, sql, [now.into()]));
+        let day = |row: DayRow| {
+            Some(ExpiredDay {
+                day: row.day.parse().ok()?,
+                reason: ExpiryReason::Own,
+                sessions: row.sessions,
+                actions: row.actions,
+                bytes: 0,
+                kept: 0,
+            })
+        };
+        Ok(rows.all(&self.read).await?.into_iter().filter_map(day).collect())
     }
 
     /// What there is of each day before this one.
@@ -139,8 +175,8 @@ impl Store {
         let day = self.day_of_session();
         let sql = format!(
             "SELECT day, CAST(sum(may_go) AS bigint) AS sessions, CAST(sum(may_go * actions) AS bigint) AS actions, \
-                 CAST(sum(1 - may_go) AS bigint) AS pinned \
-             FROM (SELECT {day} AS day, CASE WHEN {IS_NOT_PINNED} THEN 1 ELSE 0 END AS may_go, \
+                 CAST(sum(1 - may_go) AS bigint) AS kept \
+             FROM (SELECT {day} AS day, CASE WHEN {MAY_GO} THEN 1 ELSE 0 END AS may_go, \
                      coalesce(recorded.actions, 0) AS actions \
                  FROM sessions LEFT JOIN ( \
                      SELECT session_id, sum(last_seq) AS actions FROM tracks WHERE session_id < $2 GROUP BY session_id \
@@ -151,10 +187,7 @@ impl Store {
         let rows = DayRow::find_by_statement(Statement::from_sql_and_values(self.backend, sql, values));
         for row in rows.all(&self.read).await? {
             let Ok(day) = row.day.parse() else { continue };
-            days.insert(
-                day,
-                Day { sessions: row.sessions, actions: row.actions, pinned: row.pinned, ..Day::default() },
-            );
+            days.insert(day, Day { sessions: row.sessions, actions: row.actions, kept: row.kept, ..Day::default() });
         }
         for (day, bytes) in self.partition_bytes().await? {
             if day < until {
@@ -171,10 +204,12 @@ impl Store {
             id: Uuid,
         }
         let (from, to) = day_bounds(gone.day);
+        let only_own = gone.reason == ExpiryReason::Own;
+        let may_go = if only_own { HAS_EXPIRED } else { MAY_GO };
         let mut after = from;
         loop {
             let sql = format!(
-                "SELECT id FROM sessions WHERE id >= $2 AND id < $3 AND {IS_NOT_PINNED} ORDER BY id LIMIT {SESSIONS_A_STEP}"
+                "SELECT id FROM sessions WHERE id >= $2 AND id < $3 AND {may_go} ORDER BY id LIMIT {SESSIONS_A_STEP}"
             );
             let values = [now.into(), after.into(), to.into()];
             let rows = Row::find_by_statement(Statement::from_sql_and_values(self.backend, sql, values));
@@ -182,7 +217,7 @@ impl Store {
             let Some(last) = rows.last() else { return Ok(()) };
             after = last.id;
             for row in rows {
-                match self.session_expire(SessionId::from_uuid(row.id), now).await {
+                match self.session_expire(SessionId::from_uuid(row.id), only_own, now).await {
                     Ok(actions) => {
                         gone.sessions += 1;
                         gone.actions += actions;

@@ -20,7 +20,9 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    model::{Attributes, Erased, IDLE_END_REASON, Pin, Session, SessionEnd, SessionId, SessionStart, Track},
+    model::{
+        Attributes, Erased, IDLE_END_REASON, Pin, Session, SessionEnd, SessionId, SessionStart, SessionUpdate, Track,
+    },
 };
 
 /// How many of a user's sessions are erased between two looks at what is left.
@@ -205,18 +207,11 @@ impl Store {
         Ok(sessions.collect())
     }
 
-    /// Removes, then sets attributes of a session, and sets its pin or takes it away.
-    pub async fn session_update(
-        &self,
-        id: SessionId,
-        removed: &[String],
-        set: &Attributes,
-        pin: Option<&Option<Pin>>,
-        max_attributes: usize,
-    ) -> Result<()> {
+    /// Changes attributes, pin and expiry of a session.
+    pub async fn session_update(&self, id: SessionId, update: &SessionUpdate, max_attributes: usize) -> Result<()> {
         let mut attempts = Attempts::default();
         loop {
-            match self.session_update_once(id, removed, set, pin, max_attributes).await {
+            match self.session_update_once(id, update, max_attributes).await {
                 Ok(()) => return Ok(()),
                 Err(failure) => attempts.again_after(failure).await?,
             }
@@ -226,26 +221,27 @@ impl Store {
     async fn session_update_once(
         &self,
         id: SessionId,
-        removed: &[String],
-        set: &Attributes,
-        pin: Option<&Option<Pin>>,
+        update: &SessionUpdate,
         max_attributes: usize,
     ) -> Result<(), Failure> {
         let tx = self.begin().await?;
         let stored = session::Entity::find_by_id(id.as_uuid()).lock(LockType::NoKeyUpdate).one(&tx).await?;
         let stored = stored.ok_or(Error::SessionNotFound)?;
         let mut attributes = attributes_from_json(stored.attributes);
-        attributes.retain(|key, _| !removed.contains(key));
-        attributes.extend(set.clone());
+        attributes.retain(|key, _| !update.removed.contains(key));
+        attributes.extend(update.set.clone());
         check_count(&attributes, max_attributes)?;
         let mut changed = session::ActiveModel {
             id: Set(id.as_uuid()),
             attributes: Set(attributes_to_json(&attributes)),
             ..Default::default()
         };
-        if let Some(pin) = pin {
+        if let Some(pin) = &update.pin {
             changed.pinned_until = Set(pin.as_ref().map(|pin| pin.until));
             changed.pin_reason = Set(pin.as_ref().map(|pin| pin.reason.clone()));
+        }
+        if let Some(expires_at) = update.expires_at {
+            changed.expires_at = Set(expires_at);
         }
         changed.update(&tx).await?;
         tx.commit().await?;
@@ -258,11 +254,16 @@ impl Store {
         self.session_remove(id, Condition::all(), now).await
     }
 
-    /// The same, unless it is pinned: then it is as if it were not there.
-    pub(super) async fn session_expire(&self, id: SessionId, now: DateTime<Utc>) -> Result<i64> {
-        let pinned_until = session::Column::PinnedUntil;
+    /// The same, unless it is pinned or its own time has not come: then it is as if it were not there. With `only_own`, nor
+    /// is one that has no time of its own.
+    pub(super) async fn session_expire(&self, id: SessionId, only_own: bool, now: DateTime<Utc>) -> Result<i64> {
+        let (pinned_until, expires_at) = (session::Column::PinnedUntil, session::Column::ExpiresAt);
         let is_not_pinned = Condition::any().add(pinned_until.is_null()).add(pinned_until.lte(now));
-        self.session_remove(id, is_not_pinned, now).await
+        let mut has_come = Condition::any().add(expires_at.lte(now));
+        if !only_own {
+            has_come = has_come.add(expires_at.is_null());
+        }
+        self.session_remove(id, Condition::all().add(is_not_pinned).add(has_come), now).await
     }
 
     async fn session_remove(&self, id: SessionId, condition: Condition, now: DateTime<Utc>) -> Result<i64> {
@@ -352,6 +353,7 @@ pub(super) fn from_row(row: session::Model, tracks: Vec<Track>) -> Session {
         end_reason: row.end_reason,
         attributes: attributes_from_json(row.attributes),
         pin: row.pinned_until.map(|until| Pin { until, reason: row.pin_reason.unwrap_or_default() }),
+        expires_at: row.expires_at,
         tracks,
     }
 }

@@ -18,7 +18,7 @@ async fn what_must_not_be_stored_is_replaced_before_it_is(backend: Backend) {
     let reel = Reel::start_on(&database, &RULES).await;
     let with = |offset, target: &str, data: &str| {
         let mut action = action(offset, "input", target);
-        action.data = data.to_owned();
+        data.clone_into(&mut action.data);
         action
     };
     let sent = vec![

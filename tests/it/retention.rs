@@ -7,7 +7,7 @@ use reel::{
     error::Error,
     model::{ExpiryReason, RetentionPolicy, RetentionReport},
     proto::{
-        ApplyRetentionRequest, CountActionsRequest, DeleteSessionRequest, ExpiryReason as ProtoReason,
+        ApplyRetentionRequest, CountActionsRequest, DeleteSessionRequest, Expiry, ExpiryReason as ProtoReason,
         GetStorageStatsRequest, ListSessionsRequest, Pin, PreviewRetentionRequest, SessionFilter, SessionStart,
         UpdateSessionRequest, analytics_service_client::AnalyticsServiceClient,
         retention_service_client::RetentionServiceClient,
@@ -27,6 +27,7 @@ use crate::{
 on_both_databases!(
     a_day_goes_in_the_second_in_which_it_is_old_enough,
     a_pinned_session_stays_whole_until_its_pin_ends,
+    a_session_goes_when_its_own_time_has_come,
     the_oldest_days_go_where_there_are_too_many_bytes,
     a_session_that_would_be_expired_is_not_started,
     what_went_is_nowhere_any_more,
@@ -90,7 +91,7 @@ async fn counted(reel: &Reel) -> (i64, i64) {
 /// What a preview and the deed must have in common. Partitions that were made ahead go with their days too.
 fn gist(report: &RetentionReport) -> BTreeMap<NaiveDate, (ExpiryReason, i64, i64, i64)> {
     let days = report.days.iter().filter(|day| day.sessions > 0);
-    days.map(|day| (day.day, (day.reason, day.sessions, day.actions, day.pinned))).collect()
+    days.map(|day| (day.day, (day.reason, day.sessions, day.actions, day.kept))).collect()
 }
 
 /// Applies a policy, and checks that the dry run had said just that.
@@ -189,6 +190,50 @@ async fn a_pinned_session_stays_whole_until_its_pin_ends(backend: Backend) {
     let report = apply(&reel, &keep_days(7), now + TimeDelta::days(5)).await;
     assert_eq!(gist(&report), [(day(0), (ExpiryReason::Age, 1, 11, 0))].into());
     assert_eq!((listed(&reel).await.len(), counted(&reel).await), (0, (0, 0)));
+    assert_eq!(database.number("SELECT count(*) FROM actions").await, 0);
+    check_index(&database).await;
+    reel.stop().await;
+}
+
+async fn set_expiry(reel: &Reel, id: &str, expires_at: Option<DateTime<Utc>>) {
+    let expire_time = expires_at.map(|time| timestamp(time.timestamp_millis()));
+    let expiry = Some(Expiry { expire_time });
+    let request = UpdateSessionRequest { session_id: id.to_owned(), expiry, ..Default::default() };
+    let session = reel.sessions().update_session(request).await.unwrap().into_inner().session.unwrap();
+    assert_eq!(session.expire_time, expire_time);
+}
+
+async fn a_session_goes_when_its_own_time_has_come(backend: Backend) {
+    let (reel, database) = Reel::start(backend).await;
+    let ids = record_day(&reel, 0, 5).await;
+    wait_until_indexed(&database).await;
+    let [early, late, pinned, plain, _] = [0, 1, 2, 3, 4].map(|number: usize| ids[number].clone());
+    let second = TimeDelta::seconds(1);
+    let soon = midnight(2);
+    set_expiry(&reel, &early, Some(soon)).await;
+    set_expiry(&reel, &pinned, Some(soon)).await;
+    set_expiry(&reel, &late, Some(midnight(40))).await;
+    set_expiry(&reel, &plain, Some(soon)).await;
+    set_expiry(&reel, &plain, None).await;
+    pin(&reel, &pinned, Some(midnight(30))).await;
+
+    let for_ever = RetentionPolicy::default();
+    assert!(apply(&reel, &for_ever, soon - second).await.days.is_empty());
+    let report = apply(&reel, &for_ever, soon).await;
+    assert_eq!(gist(&report), [(day(0), (ExpiryReason::Own, 1, 10, 0))].into());
+    assert_eq!(reel.get(&early).await.unwrap_err().code(), Code::NotFound);
+    let again = reel.record(vec![start(&early, SessionStart::default())]).await.unwrap_err();
+    assert_eq!(reason(&again), "SESSION_ERASED");
+    assert_eq!(counted(&reel).await, (4, 40));
+
+    // Its day has gone, and it stays; so does the pinned one.
+    let report = apply(&reel, &keep_days(7), midnight(20)).await;
+    assert_eq!(gist(&report), [(day(0), (ExpiryReason::Age, 2, 20, 2))].into());
+    assert_eq!(reel.play_all(&late).await.len(), 10);
+    let report = apply(&reel, &for_ever, midnight(30)).await;
+    assert_eq!(gist(&report), [(day(0), (ExpiryReason::Own, 1, 10, 0))].into());
+    let report = apply(&reel, &keep_days(7), midnight(40)).await;
+    assert_eq!(gist(&report), [(day(0), (ExpiryReason::Age, 1, 10, 0))].into());
     assert_eq!(database.number("SELECT count(*) FROM actions").await, 0);
     check_index(&database).await;
     reel.stop().await;
@@ -430,7 +475,7 @@ async fn the_service_says_what_is_stored_and_what_would_go(backend: Backend) {
     let mut retention = RetentionServiceClient::new(recorder.channel.clone());
     let stats = retention.get_storage_stats(GetStorageStatsRequest {}).await.unwrap().into_inner();
     assert_eq!((stats.session_count, stats.action_count, stats.user_count), (5, 50, 2));
-    assert_eq!((stats.pinned_session_count, stats.next_expiry.is_some()), (1, false));
+    assert_eq!((stats.kept_session_count, stats.next_expiry.is_some()), (1, false));
     assert_eq!(stats.oldest_start_time, Some(timestamp(midnight(0).timestamp_millis())));
     assert_eq!(stats.newest_start_time, Some(timestamp(midnight(2).timestamp_millis() - 1)));
     assert!(stats.bytes > 0 && !stats.tables.is_empty(), "{stats:?}");

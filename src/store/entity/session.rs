@@ -44,6 +44,8 @@ pub struct Model {
     pub pinned_until: Option<DateTimeUtc>,
     /// Why.
     pub pin_reason: Option<String>,
+    /// When it goes, whatever the retention.
+    pub expires_at: Option<DateTimeUtc>,
 }
 
 /// None are needed: queries name what they join.

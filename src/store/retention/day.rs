@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbErr, FromQueryResult, Statement};
 use tokio::time::sleep;
 
-use super::{IS_NOT_PINNED, Store};
+use super::{MAY_GO, Store};
 use crate::{
     error::Result,
     model::{ExpiredDay, ExpiryReason},
@@ -55,13 +55,13 @@ impl Store {
         let bytes = super::size::partition_bytes_of(&tx, day.day).await?;
         // What is younger than the retention could be started again by a late sender.
         let tombstones = match day.reason {
-            ExpiryReason::Age => "",
+            ExpiryReason::Age | ExpiryReason::Own => "",
             ExpiryReason::Bytes => {
                 ", kept AS (INSERT INTO tombstones (session_id, erased_at) SELECT id, $1 FROM gone ON CONFLICT DO NOTHING)"
             }
         };
         let sql = format!(
-            "WITH gone AS (DELETE FROM sessions WHERE id >= $2 AND id < $3 AND {IS_NOT_PINNED} RETURNING id){tombstones} \
+            "WITH gone AS (DELETE FROM sessions WHERE id >= $2 AND id < $3 AND {MAY_GO} RETURNING id){tombstones} \
              SELECT count(*) AS sessions, CAST(coalesce(sum((SELECT sum(last_seq) FROM tracks \
                  WHERE tracks.session_id = gone.id)), 0) AS bigint) AS actions FROM gone"
         );

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, NaiveDate, Utc};
 use sea_orm::{ConnectionTrait, DbErr, FromQueryResult, Statement};
 
-use super::{DayRow, IS_NOT_PINNED, Store};
+use super::{DayRow, MAY_GO, Store};
 use crate::{
     error::Result,
     model::{StorageStats, StoredDay, TableBytes},
@@ -106,8 +106,8 @@ impl Store {
         let range = range.unwrap_or(Range { users: 0, oldest: None, newest: None });
         let day = self.day_of_session();
         let sql = format!(
-            "SELECT day, count(*) AS sessions, CAST(sum(actions) AS bigint) AS actions, CAST(sum(pinned) AS bigint) AS pinned \
-             FROM (SELECT {day} AS day, CASE WHEN {IS_NOT_PINNED} THEN 0 ELSE 1 END AS pinned, \
+            "SELECT day, count(*) AS sessions, CAST(sum(actions) AS bigint) AS actions, CAST(sum(kept) AS bigint) AS kept \
+             FROM (SELECT {day} AS day, CASE WHEN {MAY_GO} THEN 0 ELSE 1 END AS kept, \
                      coalesce(recorded.actions, 0) AS actions \
                  FROM sessions LEFT JOIN ( \
                      SELECT session_id, sum(last_seq) AS actions FROM tracks GROUP BY session_id \
@@ -119,7 +119,7 @@ impl Store {
         let day = |row: DayRow| {
             let day: NaiveDate = row.day.parse().ok()?;
             let bytes = of_partitions.get(&day).copied().unwrap_or(0);
-            Some(StoredDay { day, sessions: row.sessions, pinned: row.pinned, actions: row.actions, bytes })
+            Some(StoredDay { day, sessions: row.sessions, kept: row.kept, actions: row.actions, bytes })
         };
         let days = rows.into_iter().filter_map(day).collect();
         let (tables, free_bytes) = if self.is_postgres() {
