@@ -36,7 +36,7 @@ pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long SQLite waits for another process's write lock.
-const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a connection that is given back may take to show that it still works. One whose statement was broken off first
 /// has to come to its end.

@@ -11,6 +11,7 @@ use crate::{
     error::Result,
     model::RetentionPolicy,
     store::{
+        connect::SQLITE_BUSY_TIMEOUT,
         failure::{Attempts, Failure},
         index::FACETS_LOCK,
     },
@@ -101,19 +102,26 @@ impl Store {
         if self.is_postgres() {
             return Ok(());
         }
+        let mut free = self.pragma("freelist_count").await?;
+        if free == 0 {
+            return Ok(());
+        }
         loop {
-            let free = self.pragma("freelist_count").await?;
-            if free == 0 {
-                break;
-            }
             // In steps: nobody else writes meanwhile.
             self.write.execute_unprepared(&format!("PRAGMA incremental_vacuum({PAGES_A_STEP})")).await?;
-            if self.pragma("freelist_count").await? >= free {
+            let left = self.pragma("freelist_count").await?;
+            if left == 0 || left >= free {
                 break;
             }
+            free = left;
         }
-        // The file shrinks when the log is written back into it. Readers may hinder that; then it shrinks later.
-        self.write.execute_unprepared("PRAGMA wal_checkpoint(TRUNCATE)").await?;
+        // The file shrinks when the log is written back into it. Where somebody reads from the log that comes later: writers
+        // would have to wait.
+        let shrink = format!(
+            "PRAGMA busy_timeout = 0; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA busy_timeout = {}",
+            SQLITE_BUSY_TIMEOUT.as_millis()
+        );
+        self.write.execute_unprepared(&shrink).await?;
         Ok(())
     }
 }

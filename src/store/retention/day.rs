@@ -62,8 +62,8 @@ impl Store {
         };
         let sql = format!(
             "WITH gone AS (DELETE FROM sessions WHERE id >= $2 AND id < $3 AND {MAY_GO} RETURNING id){tombstones} \
-             SELECT count(*) AS sessions, CAST(coalesce(sum((SELECT sum(last_seq) FROM tracks \
-                 WHERE tracks.session_id = gone.id)), 0) AS bigint) AS actions FROM gone"
+             SELECT (SELECT count(*) FROM gone) AS sessions, CAST(coalesce(sum(last_seq), 0) AS bigint) AS actions FROM tracks \
+             WHERE session_id >= $2 AND session_id < $3 AND session_id IN (SELECT id FROM gone)"
         );
         let values = [now.into(), from.into(), to.into()];
         let statement = Statement::from_sql_and_values(self.backend, sql, values);

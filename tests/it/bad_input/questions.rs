@@ -2,9 +2,10 @@
 
 use prost_types::Duration;
 use reel::proto::{
-    ActionDimension, ActionMatch, AttributeMatch, CountActionsRequest, DataCondition, DataOperator,
-    GetErrorFrequencyRequest, GetFunnelRequest, GetSessionDurationsRequest, ListActionsRequest, ListSessionsRequest,
-    ListTransitionsRequest, Pin, SequenceStep, SessionFilter, UpdateSessionRequest, action_match::TargetMatch,
+    ActionDimension, ActionMatch, ApplyRetentionRequest, AttributeMatch, CountActionsRequest, DataCondition,
+    DataOperator, Expiry, GetErrorFrequencyRequest, GetFunnelRequest, GetSessionDurationsRequest,
+    GetStorageStatsRequest, ListActionsRequest, ListSessionsRequest, ListTransitionsRequest, Pin,
+    PreviewRetentionRequest, SequenceStep, SessionFilter, UpdateSessionRequest, action_match::TargetMatch,
     data_condition::Value,
 };
 
@@ -26,6 +27,26 @@ pub fn rows(table: &mut Table, world: &World) {
     durations_and_errors(table);
     transitions_and_funnels(table);
     pins(table, world);
+    expiries(table, world);
+    // They have no fields that could be bad.
+    table.row("a dry run", PreviewRetentionRequest {}, ACCEPTED);
+    table.row("retention by hand", ApplyRetentionRequest {}, ACCEPTED);
+    table.row("what is stored", GetStorageStatsRequest {}, ACCEPTED);
+}
+
+fn expiries(table: &mut Table, world: &World) {
+    let expiry = |expire_time| UpdateSessionRequest {
+        session_id: world.session.clone(),
+        expiry: Some(Expiry { expire_time }),
+        ..Default::default()
+    };
+    let far = prost_types::Timestamp { seconds: 4_000_000_000, nanos: 0 };
+    table.row("an expiry", expiry(Some(far)), ACCEPTED);
+    table.row("no expiry", expiry(None), ACCEPTED);
+    for (seconds, nanos) in [(-1, 0), (253_402_300_800, 0), (0, -1), (0, 1_000_000_000)] {
+        let malformed = Some(prost_types::Timestamp { seconds, nanos });
+        table.row(format!("an expiry at {seconds} s {nanos} ns"), expiry(malformed), invalid("expiry.expire_time"));
+    }
 }
 
 fn list(filter: SessionFilter) -> ListSessionsRequest {

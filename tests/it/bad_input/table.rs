@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use prost::Message;
 use reel::proto::{
-    CountActionsRequest, DeleteSessionRequest, DeleteUserRequest, GetErrorFrequencyRequest, GetFunnelRequest,
-    GetIngestCursorRequest, GetSessionDurationsRequest, GetSessionRequest, GetUserRequest, ListActionsRequest,
-    ListSessionsRequest, ListTransitionsRequest, ListUsersRequest, PlaySessionRequest, RecordActionsRequest,
-    UpdateSessionRequest, UpsertUserRequest,
+    ApplyRetentionRequest, CountActionsRequest, DeleteSessionRequest, DeleteUserRequest, GetErrorFrequencyRequest,
+    GetFunnelRequest, GetIngestCursorRequest, GetSessionDurationsRequest, GetSessionRequest, GetStorageStatsRequest,
+    GetUserRequest, ListActionsRequest, ListSessionsRequest, ListTransitionsRequest, ListUsersRequest,
+    PlaySessionRequest, PreviewRetentionRequest, RecordActionsRequest, UpdateSessionRequest, UpsertUserRequest,
 };
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -60,6 +60,9 @@ unary! {
     GetUserRequest => "UserService/GetUser",
     ListUsersRequest => "UserService/ListUsers",
     DeleteUserRequest => "UserService/DeleteUser",
+    PreviewRetentionRequest => "RetentionService/PreviewRetention",
+    ApplyRetentionRequest => "RetentionService/ApplyRetention",
+    GetStorageStatsRequest => "RetentionService/GetStorageStats",
 }
 
 /// An upload goes through both RPCs for uploads.
