@@ -64,8 +64,8 @@ pub struct Store {
     answers: watch::Sender<bool>,
     /// When it has last not answered.
     outage: Outage,
-    /// Whether there may be facets that no session has.
-    has_loose_facets: Arc<AtomicBool>,
+    /// Whether anything was erased behind which has not been cleared up: facets that no session has, texts in SQLite's log.
+    has_erased: Arc<AtomicBool>,
 }
 
 impl Store {
@@ -92,7 +92,7 @@ impl Store {
         let answers = watch::Sender::new(true);
         let (known_partitions, writes_in_doubt) = (Arc::default(), Arc::default());
         // Who knows what was erased before.
-        let has_loose_facets = Arc::new(AtomicBool::new(true));
+        let has_erased = Arc::new(AtomicBool::new(true));
         Ok(Self {
             write,
             copy,
@@ -104,7 +104,7 @@ impl Store {
             writes_in_doubt,
             answers,
             outage,
-            has_loose_facets,
+            has_erased,
         })
     }
 

@@ -81,7 +81,7 @@ impl Store {
                 gone = self.day_drop(day, now).await?;
             }
             self.day_erase(&mut gone, now).await?;
-            self.has_loose_facets.store(true, Ordering::Release);
+            self.has_erased.store(true, Ordering::Release);
             tracing::info!(day = %gone.day, sessions = gone.sessions, actions = gone.actions, "sessions expired");
             report.days.push(gone);
         }

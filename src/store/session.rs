@@ -271,7 +271,7 @@ impl Store {
         loop {
             match self.session_remove_once(id, condition.clone(), now).await {
                 Ok(actions) => {
-                    self.has_loose_facets.store(true, Ordering::Release);
+                    self.has_erased.store(true, Ordering::Release);
                     return Ok(actions);
                 }
                 Err(failure) => attempts.again_after(failure).await?,

@@ -1,5 +1,7 @@
 //! Queries about users.
 
+use std::sync::atomic::Ordering;
+
 use sea_orm::{
     ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _, Set,
     sea_query::{Expr, OnConflict},
@@ -85,6 +87,7 @@ impl Store {
         }
         user::Entity::delete_by_id(id).exec(&tx).await?;
         tx.commit().await?;
+        self.has_erased.store(true, Ordering::Release);
         Ok(true)
     }
 }

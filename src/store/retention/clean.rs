@@ -54,10 +54,9 @@ impl Store {
 
     /// Removes what nothing refers to, and gives the disk back what is free.
     pub(super) async fn clean_up(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<()> {
-        if self.has_loose_facets.swap(false, Ordering::AcqRel)
-            && let Err(error) = self.facets_sweep().await
-        {
-            self.has_loose_facets.store(true, Ordering::Release);
+        let sweeps = self.has_erased.swap(false, Ordering::AcqRel);
+        if sweeps && let Err(error) = self.facets_sweep().await {
+            self.has_erased.store(true, Ordering::Release);
             return Err(error);
         }
         if let Some(keep_for) = policy.keep_for
@@ -67,7 +66,9 @@ impl Store {
             let sql = "DELETE FROM tombstones WHERE erased_at < $1";
             self.write.execute_raw(Statement::from_sql_and_values(self.backend, sql, [before.into()])).await?;
         }
-        self.give_back().await
+        self.give_back().await?;
+        // Something was erased.
+        if sweeps { self.write_back().await } else { Ok(()) }
     }
 
     /// Removes facets that are in no session, and what the roll-up says of none. Indexers wait meanwhile, and see before they
@@ -115,13 +116,20 @@ impl Store {
             }
             free = left;
         }
-        // The file shrinks when the log is written back into it. Where somebody reads from the log that comes later: writers
-        // would have to wait.
-        let shrink = format!(
+        Ok(())
+    }
+
+    /// Writes SQLite's log back into the file, which shrinks then, and has nothing of what was erased any more. Where somebody
+    /// reads from the log that comes later: writers would have to wait.
+    async fn write_back(&self) -> Result<()> {
+        if self.is_postgres() {
+            return Ok(());
+        }
+        let write_back = format!(
             "PRAGMA busy_timeout = 0; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA busy_timeout = {}",
             SQLITE_BUSY_TIMEOUT.as_millis()
         );
-        self.write.execute_unprepared(&shrink).await?;
+        self.write.execute_unprepared(&write_back).await?;
         Ok(())
     }
 }
