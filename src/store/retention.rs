@@ -82,7 +82,7 @@ impl Store {
             }
             self.day_erase(&mut gone, now).await?;
             self.has_erased.store(true, Ordering::Release);
-            tracing::info!(day = %gone.day, sessions = gone.sessions, actions = gone.actions, "sessions expired");
+            tracing::info!(day = %gone.day, sessions = gone.sessions, actions = gone.actions, bytes = gone.bytes, "sessions expired");
             report.days.push(gone);
         }
         if !report.days.is_empty() {
