@@ -14,11 +14,16 @@ use reel::{
 use tonic::{Code, Request};
 
 use crate::{
-    harness::{Backend, NOON_MS, Reel, action, click, eventually, play, session_id, start},
+    exact::wait_until_indexed,
+    harness::{Backend, NOON_MS, Reel, action, batch, click, eventually, play, session_id, start, timestamp},
     on_both_databases,
 };
 
-on_both_databases!(a_playback_begins_where_a_session_matched, a_question_that_nobody_waits_for_ends_in_the_database,);
+on_both_databases!(
+    a_playback_begins_where_a_session_matched,
+    a_question_that_nobody_waits_for_ends_in_the_database,
+    searches_that_begin_with_the_newest_days_find_the_older_ones_too,
+);
 
 fn clicked(target: &str) -> ListSessionsRequest {
     let target_match = Some(TargetMatch::Target(target.to_owned()));
@@ -74,4 +79,52 @@ async fn a_question_that_nobody_waits_for_ends_in_the_database(backend: Backend)
     }
     let everything = ListSessionsRequest::default();
     reel.sessions().list_sessions(everything).await.expect("there is somebody to answer other questions");
+}
+
+/// Where there are enough sessions of each facet among the newest days, but not of both, or not before some time.
+async fn searches_that_begin_with_the_newest_days_find_the_older_ones_too(backend: Backend) {
+    const TARGETS: [&str; 3] = ["often", "seldom", "long ago"];
+    let (reel, database) = Reel::start(backend).await;
+    let now = Utc::now().timestamp_millis();
+    // Newest first: their starts, and which targets they have.
+    let mut sessions: Vec<(String, [bool; 3])> = Vec::new();
+    for number in 0..72_i64 {
+        let id = session_id(now - number * 4 * 3_600_000);
+        let has = [number % 7 != 3, number % 3 == 0, number > 50 || number % 9 == 1];
+        let clicks: Vec<_> =
+            TARGETS.iter().zip(has).filter(|(_, has)| *has).map(|(target, _)| click(0, target)).collect();
+        reel.record(vec![start(&id, SessionStart::default()), batch(&id, "", 1, clicks)]).await.unwrap();
+        sessions.push((id, has));
+    }
+    wait_until_indexed(&database).await;
+    for wanted in [vec![0], vec![1], vec![2], vec![0, 1], vec![1, 2], vec![0, 1, 2], vec![1, 1]] {
+        let all_of = wanted.iter().map(|target| ActionMatch {
+            r#type: "click".to_owned(),
+            target_match: Some(TargetMatch::Target(TARGETS[*target].to_owned())),
+            ..ActionMatch::default()
+        });
+        for (page_size, newest) in [(1, 0), (2, 0), (3, 30), (8, 5), (30, 0)] {
+            let before =
+                sessions[newest].0.parse::<reel::model::SessionId>().unwrap().started_at().timestamp_millis() + 1;
+            let filter = SessionFilter {
+                all_of: all_of.clone().collect(),
+                started_before: Some(timestamp(before)),
+                ..SessionFilter::default()
+            };
+            let mut request = ListSessionsRequest { filter: Some(filter), page_size, ..ListSessionsRequest::default() };
+            let mut found = Vec::new();
+            loop {
+                let page = reel.sessions().list_sessions(request.clone()).await.unwrap().into_inner();
+                found.extend(page.sessions.into_iter().map(|session| session.id));
+                request.page_token = page.next_page_token;
+                if request.page_token.is_empty() {
+                    break;
+                }
+            }
+            let matching = sessions[newest..].iter().filter(|(_, has)| wanted.iter().all(|target| has[*target]));
+            let expected: Vec<_> = matching.map(|(id, _)| id.clone()).collect();
+            assert_eq!(found, expected, "{wanted:?}, {page_size} a page, from number {newest}");
+        }
+    }
+    reel.stop().await;
 }
