@@ -113,7 +113,7 @@ pub struct DatabaseArgs {
     )]
     pub database_url: GivenUrl,
     /// Connections to PostgreSQL for writing, as many for reading and half as many for searches and analysis, beside one for
-    /// each of the writers and two for itself; SQLite has one writer, so many readers and half as many for searches
+    /// each of the writers and four for itself; SQLite has one writer, so many readers and half as many for searches
     #[arg(long, env = "REEL_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1000))]
     pub database_connections: u32,
 }

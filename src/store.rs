@@ -80,10 +80,11 @@ impl Store {
                 connect::sqlite(url, 1, true, None).await?,
             )
         } else {
-            // One more reader for good: it listens to other processes.
+            // One more reader for good: it listens to other processes. Two more writers: while this process indexes or forgets,
+            // it has a lock, on a connection that does nothing else.
             let connections = connections.max(2);
             let open = |connections| connect::postgres(url, connections, &outage);
-            (open(connections)?, open(connections + 1)?, open(1)?)
+            (open(connections + 2)?, open(connections + 1)?, open(1)?)
         };
         let counters = connect::counters(url, (connections / 2).max(2), &outage).await?;
         let desk = question::Desk::new(counters, connect::STATEMENT_TIMEOUT);
