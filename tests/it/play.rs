@@ -1,26 +1,18 @@
 //! Playing back.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+mod follow;
+
+use std::time::Instant;
 
 use reel::proto::{
-    Action, DeleteSessionRequest, PlaySessionRequest, SessionEnd, SessionStart, play_session_request::Begin,
+    Action, DeleteSessionRequest, PlaySessionRequest, SessionStart, play_session_request::Begin,
     play_session_response::Event,
 };
-use reel::{
-    changes::Changes,
-    store::{ActionQuery, SeqWindow},
-};
-use tokio::time::timeout;
+use reel::store::{ActionQuery, SeqWindow};
 use tonic::Code;
 
 use crate::{
-    harness::{
-        Backend, NOON_MS, Reel, TestDatabase, action, batch, click, clicks, end, play, reason, seconds, session_id,
-        start,
-    },
+    harness::{Backend, NOON_MS, Reel, action, batch, click, clicks, play, reason, seconds, session_id, start},
     on_both_databases,
 };
 
@@ -37,9 +29,6 @@ on_both_databases!(
     what_was_read_before_the_database_fails_is_played,
     a_paced_playback_goes_on_over_many_pages,
     speed_paces_the_playback_and_max_idle_cuts_pauses,
-    a_follower_gets_everything_once_and_ends_with_the_session,
-    a_follower_gets_late_actions_of_any_time_and_new_tracks,
-    a_follower_on_another_process_hears_of_changes,
     small_actions_before_large_ones_do_not_fill_the_memory,
     a_playback_shows_what_was_committed_when_it_began,
     an_unknown_session_is_not_found_and_an_erased_one_ends_the_playback,
@@ -305,99 +294,6 @@ async fn speed_paces_the_playback_and_max_idle_cuts_pauses(backend: Backend) {
     let request = PlaySessionRequest { begin: Some(Begin::From(seconds(3_599))), max_idle: None, ..paced };
     assert_eq!(reel.play(request).await.unwrap().targets(), ["c"]);
     assert!(begun.elapsed().as_millis() >= 100);
-}
-
-async fn a_follower_gets_everything_once_and_ends_with_the_session(backend: Backend) {
-    let (reel, _database) = Reel::start(backend).await;
-    let id = recorded(&reel, &[("", clicks(0..3))]).await;
-    let request = PlaySessionRequest { follow: true, ..play(&id) };
-    let mut stream = reel.playback().play_session(request).await.unwrap().into_inner();
-    let mut seen = Vec::new();
-    for number in 3..20 {
-        while i64::try_from(seen.len()).unwrap() < number {
-            match stream.message().await.unwrap().unwrap().event.unwrap() {
-                Event::Actions(page) => seen.extend(page.actions.into_iter().map(|action| action.target)),
-                Event::Start(_) => {}
-                Event::End(_) => panic!("ended while the session is live"),
-            }
-        }
-        reel.append(&id, "", number + 1, clicks(number..number + 1)).await.unwrap();
-    }
-    reel.send(end(&id, SessionEnd::default())).await.unwrap();
-    let mut ended = false;
-    while let Some(response) = stream.message().await.unwrap() {
-        match response.event.unwrap() {
-            Event::Actions(page) => seen.extend(page.actions.into_iter().map(|action| action.target)),
-            Event::End(end) => ended = end.action_count == 20,
-            Event::Start(_) => panic!("started twice"),
-        }
-    }
-    assert!(ended);
-    assert_eq!(seen, (0..20).map(|number| number.to_string()).collect::<Vec<_>>());
-}
-
-async fn a_follower_gets_late_actions_of_any_time_and_new_tracks(backend: Backend) {
-    let (reel, _database) = Reel::start(backend).await;
-    let id = recorded(&reel, &[("", vec![click(3_600_000, "first")])]).await;
-    let request = PlaySessionRequest { follow: true, types: vec!["click".to_owned()], ..play(&id) };
-    let mut stream = reel.playback().play_session(request).await.unwrap().into_inner();
-    let mut next = async || loop {
-        if let Some(Event::Actions(page)) = stream.message().await.unwrap().unwrap().event {
-            return page.actions.into_iter().map(|action| action.target).collect::<Vec<_>>();
-        }
-    };
-    assert_eq!(next().await, ["first"]);
-    reel.append(&id, "", 2, vec![click(0, "an hour late")]).await.unwrap();
-    assert_eq!(next().await, ["an hour late"]);
-    reel.append(&id, "other", 1, vec![action(0, "input", "unwanted"), click(1, "new track")]).await.unwrap();
-    assert_eq!(next().await, ["new track"]);
-    reel.append(&id, "", 3, vec![click(3_600_001, "on time")]).await.unwrap();
-    assert_eq!(next().await, ["on time"]);
-}
-
-async fn a_follower_on_another_process_hears_of_changes(backend: Backend) {
-    let database = TestDatabase::new(backend).await;
-    let (writing, reading) = (Reel::start_on(&database, &[]).await, Reel::start_on(&database, &[]).await);
-    let id = recorded(&writing, &[("", clicks(0..1))]).await;
-    let request = PlaySessionRequest { follow: true, ..play(&id) };
-    let mut stream = reading.playback().play_session(request).await.unwrap().into_inner();
-    let mut seen = 0;
-    for number in 1..4 {
-        while seen < number {
-            if let Some(Event::Actions(page)) = stream.message().await.unwrap().unwrap().event {
-                seen += i64::try_from(page.actions.len()).unwrap();
-            }
-        }
-        writing.append(&id, "", number + 1, clicks(number..number + 1)).await.unwrap();
-    }
-    writing.send(end(&id, SessionEnd::default())).await.unwrap();
-    while let Some(response) = stream.message().await.unwrap() {
-        if let Some(Event::Actions(page)) = response.event {
-            seen += i64::try_from(page.actions.len()).unwrap();
-        }
-    }
-    assert_eq!(seen, 4);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn processes_tell_each_other_of_changes() {
-    let database = TestDatabase::new(Backend::Postgres).await;
-    let (one, other) = (Reel::start_on(&database, &[]).await, Reel::start_on(&database, &[]).await);
-    let id = session_id(NOON_MS).parse().unwrap();
-    let (telling, hearing) = (Arc::new(Changes::default()), Arc::new(Changes::default()));
-    let mut following = hearing.follow(id);
-    // It does not look at the database, so only the word of the other ends the second wait. The first ends when it has
-    // begun to listen: whatever came before may have been missed.
-    let told = async {
-        following.changed().await;
-        telling.announce(id);
-        following.changed().await;
-    };
-    tokio::select! {
-        () = telling.exchange(&one.store) => unreachable!("it goes on for ever"),
-        () = hearing.exchange(&other.store) => unreachable!("it goes on for ever"),
-        told = timeout(Duration::from_mins(1), told) => told.expect("never heard of the change"),
-    }
 }
 
 async fn small_actions_before_large_ones_do_not_fill_the_memory(backend: Backend) {

@@ -6,7 +6,7 @@ use crate::{
     exact::wait_until_indexed,
     harness::{Backend, NOON_MS, Reel, TestDatabase, action, batch, session_id, start},
     on_both_databases,
-    retention::everything,
+    retention::traces::everything,
 };
 
 on_both_databases!(what_must_not_be_stored_is_replaced_before_it_is);

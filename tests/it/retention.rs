@@ -1,16 +1,17 @@
 //! Retention: what goes, what stays, and what comes back to the disk. The clock is the test's own.
 
-use std::{collections::BTreeMap, time::Duration};
+mod alongside;
+mod service;
+pub mod traces;
+
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
 use reel::{
-    error::Error,
     model::{ExpiryReason, RetentionPolicy, RetentionReport},
     proto::{
-        ApplyRetentionRequest, CountActionsRequest, DeleteSessionRequest, Expiry, ExpiryReason as ProtoReason,
-        GetStorageStatsRequest, ListSessionsRequest, Pin, PreviewRetentionRequest, SessionFilter, SessionStart,
-        UpdateSessionRequest, analytics_service_client::AnalyticsServiceClient,
-        retention_service_client::RetentionServiceClient,
+        CountActionsRequest, Expiry, ListSessionsRequest, Pin, SessionFilter, SessionStart, UpdateSessionRequest,
+        analytics_service_client::AnalyticsServiceClient,
     },
 };
 use tonic::Code;
@@ -18,8 +19,7 @@ use tonic::Code;
 use crate::{
     exact::{check_index, wait_until_indexed},
     harness::{
-        Backend, Reel, TestDatabase, action, batch, clicks, eventually, metadata, reason, session_id, start, timestamp,
-        user,
+        Backend, Reel, TestDatabase, action, batch, clicks, metadata, reason, session_id, start, timestamp, user,
     },
     on_both_databases,
 };
@@ -30,11 +30,6 @@ on_both_databases!(
     a_session_goes_when_its_own_time_has_come,
     the_oldest_days_go_where_there_are_too_many_bytes,
     a_session_that_would_be_expired_is_not_started,
-    what_went_is_nowhere_any_more,
-    days_go_while_others_write_and_play,
-    two_processes_forget_each_session_once,
-    a_process_that_is_killed_leaves_whole_sessions,
-    the_service_says_what_is_stored_and_what_would_go,
     the_indexer_learns_that_a_facet_has_gone,
 );
 
@@ -290,225 +285,6 @@ async fn a_session_that_would_be_expired_is_not_started(backend: Backend) {
     reel.store.retention_apply(&keep_days(3), Utc::now() + TimeDelta::days(9)).await.unwrap();
     reel.record(vec![start(&young, SessionStart::default()), batch("", "", 1, clicks(0..2))]).await.unwrap();
     reel.stop().await;
-}
-
-/// Every text of every table, or the bytes of the file.
-pub async fn everything(database: &TestDatabase) -> String {
-    if database.backend() == Backend::Sqlite {
-        let path = database.url.strip_prefix("sqlite://").unwrap();
-        return [path.to_owned(), format!("{path}-wal")]
-            .iter()
-            .filter_map(|path| std::fs::read(path).ok())
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .collect();
-    }
-    let mut all = String::new();
-    for table in database.texts("SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'").await {
-        all.extend(database.texts(&format!("SELECT t::text FROM \"{table}\" AS t")).await);
-    }
-    all
-}
-
-async fn what_went_is_nowhere_any_more(backend: Backend) {
-    const CANARIES: [&str; 5] =
-        ["canary-user", "canary@example.com", "canary-target", "canary-data", "canary-attribute"];
-    let (reel, database) = Reel::start(backend).await;
-    let kept = record_day(&reel, 1, 2).await;
-    for (number, how) in ["expired", "erased"].into_iter().enumerate() {
-        let id = session_id(midnight(0).timestamp_millis() + i64::try_from(number).unwrap());
-        let actions = (0..300).map(|offset| {
-            let mut canary = action(offset, "click", &format!("canary-target {}", offset % 7));
-            canary.data = format!("{{\"secret\": \"canary-data {offset} {}\"}}", "y".repeat(500));
-            canary
-        });
-        let canary = SessionStart {
-            user: Some(user("canary-user", "canary@example.com")),
-            attributes: [("of".to_owned(), "canary-attribute".to_owned())].into(),
-            ..Default::default()
-        };
-        reel.record(vec![start(&id, canary), batch("", "", 1, actions.collect())]).await.unwrap();
-        wait_until_indexed(&database).await;
-        let all = everything(&database).await;
-        assert!(CANARIES.iter().all(|canary| all.contains(canary)), "{how}: they can be found");
-        if how == "erased" {
-            let request = DeleteSessionRequest { session_id: id };
-            assert_eq!(reel.sessions().delete_session(request).await.unwrap().into_inner().erased_action_count, 300);
-        }
-        reel.store.retention_apply(&keep_days(1), midnight(2)).await.unwrap();
-        if how == "erased" {
-            let request = reel::proto::DeleteUserRequest { user_id: "canary-user".to_owned() };
-            let _ = reel.users().delete_user(request).await;
-            reel.store.retention_apply(&keep_days(1), midnight(2)).await.unwrap();
-        }
-        let all = everything(&database).await;
-        let left: Vec<_> = CANARIES.iter().filter(|canary| all.contains(**canary)).collect();
-        // The user was made just now, and is kept as long as a session would be.
-        let left: Vec<_> = left.into_iter().filter(|canary| how == "erased" || !canary.contains("user")).collect();
-        let left: Vec<_> = left.into_iter().filter(|canary| how == "erased" || !canary.contains('@')).collect();
-        assert_eq!(left, Vec::<&&str>::new(), "{how}");
-    }
-    assert_eq!(listed(&reel).await.len(), kept.len());
-    reel.stop().await;
-}
-
-async fn days_go_while_others_write_and_play(backend: Backend) {
-    let (reel, database) = Reel::start(backend).await;
-    for number in 0..6 {
-        record_day(&reel, number, 5).await;
-    }
-    wait_until_indexed(&database).await;
-    let live = record_day(&reel, 6, 1).await.remove(0);
-    let writing = async {
-        let mut seq = 11;
-        for _ in 0..150 {
-            reel.record(vec![batch(&live, "", seq, clicks(seq..seq + 5))]).await.unwrap();
-            seq += 5;
-        }
-        seq - 1
-    };
-    let playing = async {
-        for _ in 0..60 {
-            assert!(reel.play_all(&live).await.len() >= 10);
-            assert!(counted(&reel).await.1 >= 10);
-        }
-    };
-    let forgetting = async {
-        for number in 1..=6 {
-            let policy = keep_days(1);
-            loop {
-                match reel.store.retention_apply(&policy, midnight(number + 1)).await {
-                    Ok(_) => break,
-                    // Others were at the tables all the time; next time.
-                    Err(Error::Contention) => tokio::time::sleep(Duration::from_millis(20)).await,
-                    Err(error) => panic!("{error}"),
-                }
-            }
-        }
-    };
-    let (last_seq, (), ()) = tokio::join!(writing, playing, forgetting);
-    assert_eq!(listed(&reel).await, [live.as_str()]);
-    assert_eq!(i64::try_from(reel.play_all(&live).await.len()).unwrap(), last_seq);
-    assert_eq!(counted(&reel).await, (1, last_seq));
-    wait_until_indexed(&database).await;
-    assert_eq!(counted(&reel).await, (1, last_seq));
-    check_index(&database).await;
-    reel.stop().await;
-}
-
-async fn two_processes_forget_each_session_once(backend: Backend) {
-    let database = TestDatabase::new(backend).await;
-    let (one, other) = (Reel::start_on(&database, &[]).await, Reel::start_on(&database, &[]).await);
-    for number in 0..5 {
-        record_day(&one, number, 8).await;
-    }
-    wait_until_indexed(&database).await;
-    let forget = async |reel: &Reel| {
-        let (mut sessions, mut actions) = (0, 0);
-        for _ in 0..20 {
-            match reel.store.retention_apply(&keep_days(1), midnight(9)).await {
-                Ok(report) => {
-                    sessions += report.days.iter().map(|day| day.sessions).sum::<i64>();
-                    actions += report.days.iter().map(|day| day.actions).sum::<i64>();
-                }
-                Err(Error::RetentionRunning | Error::Contention) => tokio::time::sleep(Duration::from_millis(30)).await,
-                Err(error) => panic!("{error}"),
-            }
-        }
-        (sessions, actions)
-    };
-    let (by_one, by_other) = tokio::join!(forget(&one), forget(&other));
-    assert_eq!((by_one.0 + by_other.0, by_one.1 + by_other.1), (40, 400));
-    assert!(listed(&one).await.is_empty());
-    check_index(&database).await;
-    one.stop().await;
-    other.stop().await;
-}
-
-async fn a_process_that_is_killed_leaves_whole_sessions(backend: Backend) {
-    let (reel, database) = Reel::start(backend).await;
-    for number in 0..10 {
-        record_day(&reel, number, 6).await;
-    }
-    let pinned = record_day(&reel, 4, 1).await.remove(0);
-    pin(&reel, &pinned, Some(Utc::now() + TimeDelta::days(9))).await;
-    wait_until_indexed(&database).await;
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_reel"));
-    command.args(["retention", "--retention", "1day", "--database-url", &database.url]);
-    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-    let (mut kills, mut left) = (0, Vec::new());
-    for round in 0_u64.. {
-        let mut process = command.spawn().unwrap();
-        // Sooner or later than what it does, and always later in the end.
-        let patience = Duration::from_millis(20 + round * 11 % 150 + round);
-        match tokio::time::timeout(patience, process.wait()).await {
-            Ok(status) if status.as_ref().unwrap().success() => break,
-            Ok(_) => {}
-            Err(_) => {
-                process.kill().await.unwrap();
-                kills += 1;
-            }
-        }
-        let sessions = listed(&reel).await;
-        let count = i64::try_from(sessions.len()).unwrap();
-        assert_eq!(counted(&reel).await, (count, 10 * count));
-        if sessions.len() != left.len() {
-            for id in &sessions {
-                assert_eq!(reel.play_all(id).await.len(), 10, "{id} is whole");
-            }
-            left = sessions;
-        }
-    }
-    assert!(kills > 0, "none was killed");
-    assert_eq!(listed(&reel).await, [pinned.as_str()]);
-    assert_eq!(reel.play_all(&pinned).await.len(), 10);
-    assert_eq!(database.number("SELECT count(*) FROM actions").await, 10);
-    check_index(&database).await;
-    reel.stop().await;
-}
-
-async fn the_service_says_what_is_stored_and_what_would_go(backend: Backend) {
-    let database = TestDatabase::new(backend).await;
-    let recorder = Reel::start_on(&database, &[]).await;
-    let ids = record_day(&recorder, 0, 3).await;
-    record_day(&recorder, 1, 2).await;
-    pin(&recorder, &ids[0], Some(Utc::now() + TimeDelta::days(9))).await;
-    let mut retention = RetentionServiceClient::new(recorder.channel.clone());
-    let stats = retention.get_storage_stats(GetStorageStatsRequest {}).await.unwrap().into_inner();
-    assert_eq!((stats.session_count, stats.action_count, stats.user_count), (5, 50, 2));
-    assert_eq!((stats.kept_session_count, stats.next_expiry.is_some()), (1, false));
-    assert_eq!(stats.oldest_start_time, Some(timestamp(midnight(0).timestamp_millis())));
-    assert_eq!(stats.newest_start_time, Some(timestamp(midnight(2).timestamp_millis() - 1)));
-    assert!(stats.bytes > 0 && !stats.tables.is_empty(), "{stats:?}");
-    let days: Vec<_> = stats.days.iter().map(|day| (day.day.as_str(), day.session_count, day.action_count)).collect();
-    assert_eq!(days, [("2026-11-02", 3, 30), ("2026-11-03", 2, 20)]);
-    assert!(backend == Backend::Sqlite || stats.days.iter().all(|day| day.bytes > 0));
-    // Nothing goes where everything is kept.
-    let nothing = retention.apply_retention(ApplyRetentionRequest {}).await.unwrap().into_inner().report.unwrap();
-    assert_eq!((nothing.days.len(), nothing.session_count), (0, 0));
-    recorder.stop().await;
-
-    // The sessions are from 2026; another service keeps them for ten thousand days, and a third for one.
-    let keeper = Reel::start_on(&database, &["--retention", "10000days"]).await;
-    let mut retention = RetentionServiceClient::new(keeper.channel.clone());
-    let stats = retention.get_storage_stats(GetStorageStatsRequest {}).await.unwrap().into_inner();
-    let next = midnight(1) + TimeDelta::days(10_000);
-    assert_eq!(stats.next_expiry_time, Some(timestamp(next.timestamp_millis())));
-    assert_eq!(stats.next_expiry.unwrap().session_count, 3);
-    keeper.stop().await;
-
-    // What it does by itself as soon as it is up.
-    let service = Reel::start_on(&database, &["--retention", "1day"]).await;
-    eventually("what is too old has gone", async || listed(&service).await == ids[..1]).await;
-    let mut retention = RetentionServiceClient::new(service.channel.clone());
-    let preview = retention.preview_retention(PreviewRetentionRequest {}).await.unwrap().into_inner().report.unwrap();
-    assert_eq!(preview.days.len(), 0, "{preview:?}");
-    pin(&service, &ids[0], None).await;
-    let preview = retention.preview_retention(PreviewRetentionRequest {}).await.unwrap().into_inner().report.unwrap();
-    let [only] = preview.days.as_slice() else { panic!("{preview:?}") };
-    assert_eq!((only.day.as_str(), only.reason(), only.session_count), ("2026-11-02", ProtoReason::Age, 1));
-    let gone = retention.apply_retention(ApplyRetentionRequest {}).await.unwrap().into_inner().report.unwrap();
-    assert_eq!((gone.session_count, gone.action_count), (1, 10));
-    service.stop().await;
 }
 
 async fn the_indexer_learns_that_a_facet_has_gone(backend: Backend) {
