@@ -60,7 +60,7 @@ async fn measure(arguments: Arguments) -> Result<()> {
     progress("a day is there twice");
 
     let store = Store::open(&postgres.url("expired").parse()?, 4).await?;
-    let policy = RetentionPolicy { keep_for: Some(TimeDelta::days(7)), max_bytes: None };
+    let policy = RetentionPolicy { keep_for: Some(TimeDelta::days(7)), ..RetentionPolicy::default() };
     // It knows the way then, as a service that applies it every minute does.
     store.retention_apply(&policy, day.1).await?;
     let mut connection = PgConnection::connect(&postgres.url("expired")).await?;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod archive;
 mod client;
 mod demo;
 mod import;
@@ -23,7 +24,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use self::{demo::DemoArgs, import::ImportArgs, index::IndexArgs, play::PlayArgs, retention::RetentionCommand};
+use self::{archive::{ArchiveArgs, RestoreArgs}, demo::DemoArgs, import::ImportArgs, index::IndexArgs, play::PlayArgs, retention::RetentionCommand};
 use crate::config::{DatabaseArgs, ServeArgs};
 
 /// Why a subcommand failed, for people.
@@ -53,6 +54,10 @@ enum Command {
     Index(IndexArgs),
     /// Forgets what is not kept, or says what would go
     Retention(RetentionCommand),
+    /// Moves old sessions' actions to the archive
+    Archive(ArchiveArgs),
+    /// Brings sessions back from the archive
+    Restore(RestoreArgs),
     /// Prints a session as JSON Lines, for reading and for `reel import`
     Play(PlayArgs),
     /// Records a real visit to a web application and plays it back, to see what Reel does
@@ -82,6 +87,14 @@ impl Cli {
             Command::Retention(args) => {
                 log_at("warn");
                 retention::retention(args).await
+            }
+            Command::Archive(args) => {
+                log_at("warn");
+                archive::archive(args).await
+            }
+            Command::Restore(args) => {
+                log_at("warn");
+                archive::restore(args).await
             }
             Command::Play(args) => {
                 log_at("warn");

@@ -7,7 +7,11 @@ use chrono::TimeDelta;
 use clap::Args;
 use sea_orm::sqlx::{postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
 
-use crate::{convert::RedactionRule, model::RetentionPolicy};
+use crate::{
+    archive::{Archive, ArchiveUrl, Unusable},
+    convert::RedactionRule,
+    model::{ArchivePolicy, RetentionPolicy},
+};
 
 /// Where the sessions are kept. Shows no password when printed.
 #[derive(Clone)]
@@ -169,23 +173,44 @@ pub struct ServiceArgs {
 }
 
 /// How long sessions are kept.
-#[derive(Args, Clone, Copy, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct RetentionArgs {
-    /// How long sessions are kept after the end of the day (UTC) on which they started; 0 keeps them for ever
+    /// How long sessions are kept after the end of the day (UTC) on which they started; 0 keeps them for ever. With an
+    /// archive, how long their actions stay in the database
     #[arg(long, env = "REEL_RETENTION", default_value = "14days", value_name = "DURATION", value_parser = duration_or_zero)]
     pub retention: Duration,
-    /// Bytes that the database may take, as 500MiB or 2TiB; beyond them the oldest days go, but never today [default: any number]
+    /// Bytes that the database may take, as 500MiB or 2TiB; beyond them the oldest days go, to the archive if there is one,
+    /// but never today [default: any number]
     #[arg(long, env = "REEL_RETENTION_BYTES", value_name = "BYTES", value_parser = byte_count)]
     pub retention_bytes: Option<i64>,
+    /// Where the actions of old sessions go instead of being lost: a folder, or s3://BUCKET/PREFIX, with keys, region and
+    /// endpoint from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL
+    #[arg(long, env = "REEL_ARCHIVE", value_name = "URL")]
+    pub archive: Option<ArchiveUrl>,
+    /// When actions go to the archive, after the end of the day on which their sessions started [default: --retention]
+    #[arg(long, env = "REEL_ARCHIVE_AFTER", value_name = "DURATION", value_parser = duration_or_zero, requires = "archive")]
+    pub archive_after: Option<Duration>,
+    /// How long archived sessions are kept in all, after the end of the day on which they started; 0 keeps them for ever
+    #[arg(long, env = "REEL_ARCHIVE_RETENTION", default_value = "0", value_name = "DURATION", value_parser = duration_or_zero)]
+    pub archive_retention: Duration,
 }
 
 impl RetentionArgs {
     /// The same as a policy.
     #[must_use]
     pub fn policy(&self) -> RetentionPolicy {
-        let keep_for =
-            (!self.retention.is_zero()).then(|| TimeDelta::from_std(self.retention).unwrap_or(TimeDelta::MAX));
-        RetentionPolicy { keep_for, max_bytes: self.retention_bytes }
+        let delta = |duration| TimeDelta::from_std(duration).unwrap_or(TimeDelta::MAX);
+        let unless_zero = |duration: Duration| (!duration.is_zero()).then(|| delta(duration));
+        let archive = self.archive.is_some().then(|| ArchivePolicy {
+            after: self.archive_after.map(delta).or(unless_zero(self.retention)),
+            keep_for: unless_zero(self.archive_retention),
+        });
+        RetentionPolicy { keep_for: unless_zero(self.retention), max_bytes: self.retention_bytes, archive }
+    }
+
+    /// Opens the archive, if there is to be one.
+    pub fn open_archive(&self) -> Result<Option<Archive>, Unusable> {
+        self.archive.as_ref().map(Archive::open).transpose()
     }
 }
 

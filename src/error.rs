@@ -56,6 +56,18 @@ pub enum Error {
     /// Retention is being applied already.
     #[error("retention is being applied by another process, or another request")]
     RetentionRunning,
+    /// The storage of archived sessions does not answer, or refuses.
+    #[error("the archive is unavailable")]
+    ArchiveUnavailable,
+    /// A session is archived, and the service was not told where.
+    #[error("the session is archived, and this service runs without --archive")]
+    ArchiveNotConfigured,
+    /// A segment is not where it should be. The log says which.
+    #[error("a segment of the archive is missing")]
+    SegmentMissing,
+    /// A segment is not what was written. The log says which.
+    #[error("a segment of the archive is damaged")]
+    SegmentDamaged,
     /// The session belongs to another user already.
     #[error("the session belongs to another user")]
     SessionOfAnotherUser,
@@ -161,6 +173,10 @@ impl Error {
             Self::SessionErased => (Code::FailedPrecondition, "SESSION_ERASED", None),
             Self::OlderThanRetention { .. } => (Code::FailedPrecondition, "OLDER_THAN_RETENTION", None),
             Self::RetentionRunning => (Code::Unavailable, "RETENTION_RUNNING", second),
+            Self::ArchiveUnavailable => (Code::Unavailable, "ARCHIVE_UNAVAILABLE", second),
+            Self::ArchiveNotConfigured => (Code::FailedPrecondition, "ARCHIVE_NOT_CONFIGURED", None),
+            Self::SegmentMissing => (Code::DataLoss, "SEGMENT_MISSING", None),
+            Self::SegmentDamaged => (Code::DataLoss, "SEGMENT_DAMAGED", None),
             Self::SessionOfAnotherUser => (Code::FailedPrecondition, "SESSION_OF_ANOTHER_USER", None),
             Self::TooManyAttributes { .. } => (Code::FailedPrecondition, "TOO_MANY_ATTRIBUTES", None),
             Self::TooManyTracks { .. } => (Code::FailedPrecondition, "TOO_MANY_TRACKS", None),

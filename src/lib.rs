@@ -3,11 +3,13 @@
 //!
 //! Data flows one way: `rpc` → `ingest` / `playback` → `store`.
 
+pub mod archive;
 pub mod changes;
 pub mod cli;
 pub mod config;
 pub mod convert;
 pub mod error;
+pub mod failpoint;
 pub mod index;
 pub mod ingest;
 pub mod maintenance;

@@ -30,7 +30,10 @@ pub use filter::{
 };
 pub use ingest_event::IngestEvent;
 pub use receipt::{Rejection, SessionReceipt, TrackReceipt};
-pub use retention::{ExpiredDay, ExpiryReason, RetentionPolicy, RetentionReport, StorageStats, StoredDay, TableBytes};
+pub use retention::{
+    ArchivePolicy, ArchiveStats, ExpiredDay, ExpiryReason, RetentionPolicy, RetentionReport, StorageStats, StoredDay,
+    TableBytes,
+};
 pub use search::{ActionSearch, FoundAction, FoundSession, FoundSessions, SessionPlace, SessionSearch};
 pub use session::{
     Attributes, DEFAULT_END_REASON, Erased, IDLE_END_REASON, Pin, Session, SessionEnd, SessionStart, SessionUpdate,

@@ -69,7 +69,10 @@ pub async fn run(
     let intake = Intake::new(args.ingest_buffer_mib, args.limits.max_message_bytes, args.upload_stall_timeout);
     // Whoever did not know it should read it before it is too late.
     let keep_for = humantime::format_duration(args.retention.retention);
-    tracing::info!(retention = %keep_for, "sessions are forgotten when they are older; 0s is never");
+    match &args.retention.archive {
+        None => tracing::info!(retention = %keep_for, "sessions are forgotten when they are older; 0s is never"),
+        Some(archive) => tracing::info!(%archive, retention = %keep_for, "sessions are archived when they are older; 0s is never"),
+    }
     let layer = RpcLayer::new(intake, health.readiness(), drain.clone(), args.limits.max_message_bytes);
     let router = builder().layer(layer).add_routes(routes(&services, health_service));
     let incoming = incoming::accept(listener, args.max_connections);

@@ -12,11 +12,13 @@ use sea_orm::{
 use tokio::sync::watch;
 
 use self::connect::Outage;
-use crate::{config::DatabaseUrl, error::Result};
+use crate::{archive::Archive, config::DatabaseUrl, error::Result};
 
 mod action;
 mod analytics;
 mod append;
+mod archive;
+
 mod changes;
 mod claim;
 mod connect;
@@ -30,12 +32,14 @@ mod question;
 mod relay;
 mod retention;
 mod search;
+mod segment;
 mod session;
 mod track;
 mod user;
 
-pub use action::{ActionQuery, ActionRows, SeqWindow};
+pub use action::{ActionQuery, ActionRows, KnownSegment, SeqWindow};
 pub use append::{Arrived, KnownSessions};
+pub use archive::SegmentCheck;
 pub use changes::ChangeListener;
 pub use index::{Difference, Due, DueSession, FacetIds};
 pub use partition::PARTITION_DAYS_AHEAD;
@@ -56,6 +60,8 @@ pub struct Store {
     probe: DatabaseConnection,
     /// For what reads more than a row or a page.
     desk: question::Desk,
+    /// Where old sessions' actions are.
+    archive: Option<Archive>,
     backend: DatabaseBackend,
     known_partitions: Arc<partition::KnownPartitions>,
     /// Whether a write has failed, and none has gone through since that was to find out.
@@ -100,6 +106,7 @@ impl Store {
             read,
             probe,
             desk,
+            archive: None,
             backend,
             known_partitions,
             writes_in_doubt,
@@ -107,6 +114,14 @@ impl Store {
             outage,
             has_erased,
         })
+    }
+
+    /// The same with an archive.
+    #[must_use]
+    pub fn with_archive(mut self, archive: Option<Archive>) -> Self {
+        self.desk.keep_archive(archive.clone());
+        self.archive = archive;
+        self
     }
 
     /// How many transactions can write at once to some purpose, where so many are asked for. On PostgreSQL a second one

@@ -11,6 +11,7 @@ mod m20261122_000002_actions;
 mod m20261122_000003_erasure;
 mod m20261124_000004_index;
 mod m20261125_000005_retention;
+mod m20261125_000006_archive;
 
 /// All migrations, oldest first.
 #[derive(Debug)]
@@ -25,6 +26,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261122_000003_erasure::Migration),
             Box::new(m20261124_000004_index::Migration),
             Box::new(m20261125_000005_retention::Migration),
+            Box::new(m20261125_000006_archive::Migration),
         ]
     }
 }

@@ -70,28 +70,6 @@ CREATE TABLE facet_days (
     session_count bigint NOT NULL,
     PRIMARY KEY (day, facet_id)
 );
-CREATE OR REPLACE FUNCTION reel_erase_sessions() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE
-    erased record;
-BEGIN
-    INSERT INTO tombstones (session_id, erased_at) SELECT id, now() FROM gone ON CONFLICT DO NOTHING;
-    FOR erased IN SELECT id, (started_at AT TIME ZONE 'UTC')::date AS day FROM gone ORDER BY id LOOP
-        EXECUTE 'WITH of_session AS (
-                SELECT DISTINCT facets.id FROM actions JOIN facets
-                ON facets.type = actions.type COLLATE \"C\" AND facets.target = actions.target COLLATE \"C\"
-                WHERE actions.session_id = $1
-            ), removed AS (
-                DELETE FROM session_facets USING of_session
-                WHERE session_facets.facet_id = of_session.id AND session_facets.session_id = $1
-                RETURNING session_facets.facet_id, session_facets.count
-            )
-            UPDATE facet_days SET action_count = action_count - removed.count, session_count = session_count - 1
-            FROM removed WHERE facet_days.facet_id = removed.facet_id AND facet_days.day = $2'
-            USING erased.id, erased.day;
-        EXECUTE 'DELETE FROM actions WHERE session_id = $1' USING erased.id;
-    END LOOP;
-    RETURN NULL;
-END $$;
 ";
 
 const SQLITE: &str = "
@@ -119,6 +97,36 @@ CREATE TABLE facet_days (
     session_count bigint NOT NULL,
     PRIMARY KEY (day, facet_id)
 ) WITHOUT ROWID;
+";
+
+/// What goes with a session, its facets and their share of the roll-up included.
+pub(crate) const POSTGRES_ERASE: &str = "
+CREATE OR REPLACE FUNCTION reel_erase_sessions() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    erased record;
+BEGIN
+    INSERT INTO tombstones (session_id, erased_at) SELECT id, now() FROM gone ON CONFLICT DO NOTHING;
+    FOR erased IN SELECT id, (started_at AT TIME ZONE 'UTC')::date AS day FROM gone ORDER BY id LOOP
+        EXECUTE 'WITH of_session AS (
+                SELECT DISTINCT facets.id FROM actions JOIN facets
+                ON facets.type = actions.type COLLATE \"C\" AND facets.target = actions.target COLLATE \"C\"
+                WHERE actions.session_id = $1
+            ), removed AS (
+                DELETE FROM session_facets USING of_session
+                WHERE session_facets.facet_id = of_session.id AND session_facets.session_id = $1
+                RETURNING session_facets.facet_id, session_facets.count
+            )
+            UPDATE facet_days SET action_count = action_count - removed.count, session_count = session_count - 1
+            FROM removed WHERE facet_days.facet_id = removed.facet_id AND facet_days.day = $2'
+            USING erased.id, erased.day;
+        EXECUTE 'DELETE FROM actions WHERE session_id = $1' USING erased.id;
+    END LOOP;
+    RETURN NULL;
+END $$;
+";
+
+/// The same for SQLite.
+pub(crate) const SQLITE_ERASE: &str = "
 DROP TRIGGER sessions_erase;
 CREATE TRIGGER sessions_erase AFTER DELETE ON sessions BEGIN
     INSERT OR IGNORE INTO tombstones (session_id, erased_at)
@@ -142,11 +150,11 @@ END;
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        let tables = match manager.get_database_backend() {
-            DatabaseBackend::Postgres => POSTGRES,
-            _ => SQLITE,
+        let (tables, erase) = match manager.get_database_backend() {
+            DatabaseBackend::Postgres => (POSTGRES, POSTGRES_ERASE),
+            _ => (SQLITE, SQLITE_ERASE),
         };
-        for sql in COLUMNS.iter().chain([&tables]).chain(INDEXES) {
+        for sql in COLUMNS.iter().chain([&tables, &erase]).chain(INDEXES) {
             manager.get_connection().execute_unprepared(sql).await?;
         }
         Ok(())

@@ -5,6 +5,7 @@ use clap::Args;
 
 use super::Failure;
 use crate::{
+    archive::{Archive, ArchiveUrl},
     config::DatabaseArgs,
     store::{Difference, FacetIds, Store},
 };
@@ -15,6 +16,9 @@ pub(super) struct IndexArgs {
     /// Which database.
     #[command(flatten)]
     database: DatabaseArgs,
+    /// Where archived actions are, if any are
+    #[arg(long, env = "REEL_ARCHIVE", value_name = "URL")]
+    archive: Option<ArchiveUrl>,
     /// Compare it with the actions, report every difference, and fail if there are any
     #[arg(long, required_unless_present = "rebuild")]
     verify: bool,
@@ -37,7 +41,8 @@ struct Differs(usize);
 /// Runs the subcommand.
 pub(super) async fn index(args: IndexArgs) -> Result<(), Failure> {
     let url = args.database.database_url.check()?;
-    let store = Store::open(&url, args.database.database_connections).await?;
+    let archive = args.archive.as_ref().map(Archive::open).transpose()?;
+    let store = Store::open(&url, args.database.database_connections).await?.with_archive(archive);
     store.prepare().await?;
     let Some((first, end)) = store.index_days().await? else {
         println!("there are no sessions");

@@ -27,7 +27,8 @@ pub(super) struct RetentionCommand {
 /// Runs the subcommand.
 pub(super) async fn retention(args: RetentionCommand) -> Result<(), Failure> {
     let url = args.database.database_url.check()?;
-    let store = Store::open(&url, args.database.database_connections).await?;
+    let archive = args.retention.open_archive()?;
+    let store = Store::open(&url, args.database.database_connections).await?.with_archive(archive);
     store.prepare().await?;
     let (policy, now) = (args.retention.policy(), Utc::now());
     let report = if args.dry_run {
@@ -40,12 +41,13 @@ pub(super) async fn retention(args: RetentionCommand) -> Result<(), Failure> {
     Ok(())
 }
 
-fn print(report: &RetentionReport, is_dry_run: bool) {
+pub(super) fn print(report: &RetentionReport, is_dry_run: bool) {
     for day in &report.days {
         let reason = match day.reason {
             ExpiryReason::Age => "too old",
             ExpiryReason::Bytes => "too much",
             ExpiryReason::Own => "their own time has come",
+            ExpiryReason::Archive => "to the archive",
         };
         let kept = if day.kept > 0 { format!(", {} pinned or later ones stay", day.kept) } else { String::new() };
         println!(

@@ -12,7 +12,8 @@ use crate::{
 /// Serves until SIGTERM or SIGINT, then drains. A second signal ends it at once.
 pub(super) async fn serve(args: ServeArgs) -> Result<(), Failure> {
     let url = args.database.database_url.check()?;
-    let store = Store::open(&url, args.database.database_connections).await?;
+    let archive = args.service.retention.open_archive()?;
+    let store = Store::open(&url, args.database.database_connections).await?.with_archive(archive);
     let listener =
         TcpListener::bind(args.listen).await.map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
     tracing::info!(address = %listener.local_addr()?, database = %url, "listening");

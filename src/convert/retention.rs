@@ -26,6 +26,7 @@ fn expired_day_to_proto(day: &ExpiredDay) -> proto::ExpiredDay {
         ExpiryReason::Age => proto::ExpiryReason::Age,
         ExpiryReason::Bytes => proto::ExpiryReason::Bytes,
         ExpiryReason::Own => proto::ExpiryReason::Own,
+        ExpiryReason::Archive => proto::ExpiryReason::Archive,
     };
     proto::ExpiredDay {
         day: day.day.to_string(),
@@ -41,7 +42,7 @@ fn expired_day_to_proto(day: &ExpiredDay) -> proto::ExpiredDay {
 #[must_use]
 pub fn storage_stats_to_proto(stats: &StorageStats, policy: &RetentionPolicy) -> proto::GetStorageStatsResponse {
     let next = stats.days.iter().find(|day| day.sessions > day.kept);
-    let next = policy.keep_for.zip(next).and_then(|(keep_for, day)| Some((expiry_of(day, keep_for)?, day)));
+    let next = policy.forgets_after().zip(next).and_then(|(keep_for, day)| Some((expiry_of(day, keep_for)?, day)));
     let table = |table: &TableBytes| proto::TableSize {
         name: table.name.clone(),
         table_bytes: table.table_bytes,
@@ -60,6 +61,12 @@ pub fn storage_stats_to_proto(stats: &StorageStats, policy: &RetentionPolicy) ->
         newest_start_time: stats.newest.map(timestamp),
         next_expiry_time: next.map(|(time, _)| timestamp(time)),
         next_expiry: next.map(|(_, day)| stored_day_to_proto(day)),
+        archive: Some(proto::ArchiveSize {
+            segment_count: stats.archive.segments,
+            bytes: stats.archive.bytes,
+            session_count: stats.archive.sessions,
+            action_count: stats.archive.actions,
+        }),
     }
 }
 

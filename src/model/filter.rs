@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::DataCondition;
+use super::{Action, DataCondition};
 
 /// Which sessions. All parts are combined with AND.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -235,6 +235,12 @@ pub struct ActionView<'a> {
     pub target: &'a str,
     /// JSON text. May be empty.
     pub data: &'a str,
+}
+
+impl<'a> From<&'a Action> for ActionView<'a> {
+    fn from(action: &'a Action) -> Self {
+        Self { timestamp: action.timestamp, kind: &action.kind, target: &action.target, data: &action.data }
+    }
 }
 
 /// What sessions are ordered by.

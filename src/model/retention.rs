@@ -9,6 +9,17 @@ pub struct RetentionPolicy {
     pub keep_for: Option<TimeDelta>,
     /// Bytes that all of it may take; the oldest days go first. None for any number.
     pub max_bytes: Option<i64>,
+    /// Where sessions are archived rather than lost.
+    pub archive: Option<ArchivePolicy>,
+}
+
+/// When sessions are archived, and for how long. Both times count from the end of the day (UTC) on which they started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArchivePolicy {
+    /// When their actions go to the archive. None for never, but for want of room.
+    pub after: Option<TimeDelta>,
+    /// How long they are kept in all. None for ever.
+    pub keep_for: Option<TimeDelta>,
 }
 
 impl RetentionPolicy {
@@ -18,8 +29,19 @@ impl RetentionPolicy {
     /// are expired from the second on in which the whole day is as old as the retention.
     #[must_use]
     pub fn first_kept_day(&self, now: DateTime<Utc>) -> Option<NaiveDate> {
-        // Before the calendar begins, nothing is.
-        Some(now.checked_sub_signed(self.keep_for?)?.date_naive())
+        first_day(self.forgets_after(), now)
+    }
+
+    /// The first day whose sessions are not archived for their age. None where none are.
+    #[must_use]
+    pub fn first_hot_day(&self, now: DateTime<Utc>) -> Option<NaiveDate> {
+        first_day(self.archive?.after, now)
+    }
+
+    /// How long sessions are kept, archived or not. None for ever.
+    #[must_use]
+    pub fn forgets_after(&self) -> Option<TimeDelta> {
+        self.archive.map_or(self.keep_for, |archive| archive.keep_for)
     }
 
     /// Whether a session that started then would be expired already.
@@ -27,6 +49,12 @@ impl RetentionPolicy {
     pub fn is_expired(&self, started_at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
         self.first_kept_day(now).is_some_and(|first| started_at.date_naive() < first)
     }
+}
+
+/// The first day that is not as old as this.
+fn first_day(age: Option<TimeDelta>, now: DateTime<Utc>) -> Option<NaiveDate> {
+    // Before the calendar begins, nothing is.
+    Some(now.checked_sub_signed(age?)?.date_naive())
 }
 
 /// Why the sessions of a day go.
@@ -38,6 +66,8 @@ pub enum ExpiryReason {
     Bytes,
     /// They have an expiry of their own.
     Own,
+    /// Only their actions go, and to the archive.
+    Archive,
 }
 
 /// What goes of a day, or has gone.
@@ -85,6 +115,21 @@ pub struct StorageStats {
     pub oldest: Option<DateTime<Utc>>,
     /// The start of the newest.
     pub newest: Option<DateTime<Utc>>,
+    /// What is in the archive.
+    pub archive: ArchiveStats,
+}
+
+/// What is in the archive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ArchiveStats {
+    /// Number of segments.
+    pub segments: i64,
+    /// Bytes of their files.
+    pub bytes: i64,
+    /// Number of sessions.
+    pub sessions: i64,
+    /// Number of their actions.
+    pub actions: i64,
 }
 
 /// What is stored of a day.
@@ -119,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_day_expires_in_the_second_in_which_all_of_it_is_old_enough() {
-        let policy = RetentionPolicy { keep_for: Some(TimeDelta::hours(36)), max_bytes: None };
+        let policy = RetentionPolicy { keep_for: Some(TimeDelta::hours(36)), max_bytes: None, archive: None };
         let at = |text: &str| text.parse::<DateTime<Utc>>().expect("a time");
         let started = at("2026-11-20T00:00:00Z");
         assert!(!policy.is_expired(started, at("2026-11-22T11:59:59.999999Z")));
@@ -127,7 +172,7 @@ mod tests {
         assert!(policy.is_expired(at("2026-11-20T23:59:59.999Z"), at("2026-11-22T12:00:00Z")));
         assert!(!policy.is_expired(at("2026-11-21T00:00:00Z"), at("2026-11-22T12:00:00Z")));
         assert!(!RetentionPolicy::default().is_expired(started, at("2999-01-01T00:00:00Z")));
-        let for_ages = RetentionPolicy { keep_for: Some(TimeDelta::MAX), max_bytes: None };
+        let for_ages = RetentionPolicy { keep_for: Some(TimeDelta::MAX), max_bytes: None, archive: None };
         assert_eq!(for_ages.first_kept_day(started), None);
     }
 }

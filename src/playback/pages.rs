@@ -10,7 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     error::{Error, Result},
     model::{Position, SessionId, StoredAction},
-    store::{ActionQuery, ActionRows, SeqWindow, Store},
+    store::{ActionQuery, ActionRows, KnownSegment, SeqWindow, Store},
 };
 
 /// A page is full when it has this many bytes. Of each playback, two pages may be in memory and one in a message; a client
@@ -44,7 +44,9 @@ pub(super) struct Pages {
     next_rows: u64,
     max_rows: u64,
     /// The next page, on its way. Dropping it ends the reading.
-    reading: Option<AbortOnDropHandle<Result<ActionRows>>>,
+    reading: Option<AbortOnDropHandle<Result<(ActionRows, Option<KnownSegment>)>>>,
+    /// Where the session is archived, as far as is known.
+    segment: Option<KnownSegment>,
     is_read: bool,
 }
 
@@ -59,6 +61,7 @@ impl Pages {
             next_rows: FIRST_ROWS,
             max_rows: if is_paced { MAX_ROWS_PACED } else { MAX_ROWS },
             reading: None,
+            segment: None,
         }
     }
 
@@ -68,7 +71,7 @@ impl Pages {
             return;
         }
         let (store, selection) = (self.store.clone(), Arc::clone(&self.selection));
-        let (after, rows) = (self.after, self.next_rows);
+        let (after, rows, mut segment) = (self.after, self.next_rows, self.segment.clone());
         self.reading = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let query = ActionQuery {
                 session: selection.session,
@@ -78,7 +81,8 @@ impl Pages {
                 until: selection.until,
                 types: &selection.types,
             };
-            store.action_page(&query, rows, PAGE_BYTES).await
+            let page = store.action_page(&query, rows, PAGE_BYTES, &mut segment).await?;
+            Ok((page, segment))
         })));
     }
 
@@ -89,7 +93,8 @@ impl Pages {
         let read = reading.await;
         self.reading = None;
         // It is not aborted while this is here, so it has panicked: a bug, which is in the log.
-        let rows = read.unwrap_or(Err(Error::Internal))?;
+        let (rows, segment) = read.unwrap_or(Err(Error::Internal))?;
+        self.segment = segment;
         self.is_read = rows.is_last;
         let Some(last) = rows.actions.last() else {
             self.is_read = true;

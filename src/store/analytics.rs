@@ -10,8 +10,8 @@ mod transitions;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    Condition,
-    sea_query::{ExprTrait as _, Query, SelectStatement},
+    Condition, EntityTrait as _, QueryFilter as _, QueryTrait as _,
+    sea_query::{ExprTrait as _, Query, SelectStatement, SimpleExpr},
 };
 use uuid::Uuid;
 
@@ -52,7 +52,24 @@ impl Matched {
     }
 }
 
+/// That a session's actions are rows, all of them.
+fn is_not_archived() -> SimpleExpr {
+    session_column(session::Column::SegmentId).is_null()
+}
+
 impl Question {
+    /// Those of the sessions that these conditions choose which are archived.
+    ///
+    /// Query `archived sessions`.
+    async fn archived(&self, conditions: &[Condition]) -> Result<Vec<session::Model>> {
+        let mut sessions = Vec::new();
+        for condition in conditions {
+            let query = session::Entity::find().filter(condition.clone()).filter(is_not_archived().not()).into_query();
+            sessions.extend(self.models::<session::Model>("archived sessions", &query).await?);
+        }
+        Ok(sessions)
+    }
+
     /// Matching sessions with their users, dirty or clean.
     ///
     /// Query `ids of sessions`.

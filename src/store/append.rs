@@ -274,7 +274,7 @@ impl<'a> Append<'a> {
         for write in plan.batches.iter_mut().filter(|write| write.known > 0) {
             let known = &write.batch.actions[..write.known];
             let conflicts =
-                compare::conflicts(&self.store.write, write.batch.session, write.track, write.first_seq, known).await?;
+                compare::conflicts(self.store, write.batch.session, write.track, write.first_seq, known).await?;
             write.receipt.duplicate_count = count(known.len() - conflicts.len());
             conflicts.into_iter().for_each(|seq| write.receipt.reject(Batch::conflict(seq)));
         }
@@ -306,7 +306,7 @@ impl<'a> Append<'a> {
                 continue;
             }
             let (session, track, first_seq) = (batch.session, doubt.track, doubt.first_seq);
-            let conflicts = compare::conflicts(&self.store.write, session, track, first_seq, &batch.actions).await?;
+            let conflicts = compare::conflicts(self.store, session, track, first_seq, &batch.actions).await?;
             let Some(doubt) = self.doubts.remove(&index) else { continue };
             // Where it had conflicts before, it has them still: they are in the receipt.
             if conflicts.iter().all(|seq| doubt.receipt.rejections.iter().any(|known| known.seq == *seq)) {

@@ -6,6 +6,7 @@
 pub(super) mod action;
 pub(super) mod facet;
 pub(super) mod facet_day;
+pub(super) mod segment;
 pub(super) mod session;
 pub(super) mod session_facet;
 pub(super) mod tombstone;

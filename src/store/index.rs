@@ -10,7 +10,7 @@ mod facets;
 mod verify;
 mod write;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt as _;
@@ -21,6 +21,7 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
+pub(super) use self::write::Table;
 pub use self::{facets::FacetIds, verify::Difference};
 use super::{
     Store,
@@ -30,8 +31,9 @@ use super::{
     track::tracks_of,
 };
 use crate::{
+    archive::ArchivedAction,
     error::Result,
-    model::{Facets, SessionId, Summary, Summing, Track},
+    model::{Facets, SessionId, StoredAction, Summary, Summing, Track},
 };
 
 /// Key of the advisory lock that the process holds that indexes: "reel" in ASCII, and 3. It saves others the work; that
@@ -150,7 +152,26 @@ impl Store {
 
     /// Reads all actions of sessions, in the order of playback.
     async fn index_sum(&self, sessions: &[DueSession]) -> Result<HashMap<Uuid, Summing>, Failure> {
+        let ids: Vec<_> = sessions.iter().map(|session| session.session_id).collect();
+        let archived: HashSet<Uuid> = self.segments_of(&ids).await?.into_values().flatten().collect();
+        let (archived, sessions): (Vec<DueSession>, Vec<DueSession>) =
+            sessions.iter().partition(|session| archived.contains(&session.session_id));
+        let mut summings = self.index_sum_rows(&sessions).await?;
+        for session in archived {
+            let mut actions = self.actions_in_order(&[session.session_id], false).await?;
+            while let Some(ArchivedAction { session, stored: StoredAction { action, .. } }) = actions.next().await? {
+                summings.entry(session).or_default().push(action.timestamp, &action.kind, &action.target);
+            }
+        }
+        Ok(summings)
+    }
+
+    /// The same of sessions that are not archived.
+    async fn index_sum_rows(&self, sessions: &[DueSession]) -> Result<HashMap<Uuid, Summing>, Failure> {
         let mut summings: HashMap<Uuid, Summing> = HashMap::new();
+        if sessions.is_empty() {
+            return Ok(summings);
+        }
         let ids = sessions.iter().map(|session| session.session_id);
         let mut after = None;
         loop {

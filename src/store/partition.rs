@@ -4,10 +4,12 @@
 use std::{
     collections::{BTreeSet, HashSet},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
-use sea_orm::{ConnectionTrait as _, DbErr, FromQueryResult, Statement, Value};
+use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbErr, FromQueryResult, Statement, Value};
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::{Store, failure::Cause};
@@ -22,6 +24,13 @@ const MAX_PARTITIONS: usize = 400;
 
 /// Rows that are moved at once: nobody reads or writes any of the table meanwhile.
 const MAX_MOVED: i64 = 200_000;
+
+/// How long everybody else may have to wait for a table that is being waited for.
+const LOCK_FOR: &str = "SET LOCAL lock_timeout = '100ms'";
+
+/// How often that is tried, and how long others have the tables to themselves in between.
+const LOCK_ATTEMPTS: u32 = 30;
+const LOCK_PAUSE: Duration = Duration::from_millis(300);
 
 /// The tables that have partitions, all of the same days.
 pub(super) const TABLES: [&str; 2] = ["actions", "session_facets"];
@@ -225,6 +234,44 @@ async fn in_default(
     );
     let row = SessionOfRow::find_by_statement(statement).one(connection).await?;
     Ok(row.map(|row| row.session_id).filter(|session| to.is_none_or(|to| *session < to)))
+}
+
+/// Bytes of a day's partition of a table, with its indexes. 0 where it has none.
+pub(super) async fn partition_bytes_of_table(
+    connection: &impl sea_orm::ConnectionTrait,
+    table: &str,
+    day: NaiveDate,
+) -> Result<i64, DbErr> {
+    let name = partition_name(table, day);
+    let sql = format!("SELECT coalesce(pg_total_relation_size(to_regclass('{name}')), 0) AS bytes");
+    let row = connection.query_one_raw(Statement::from_string(connection.get_database_backend(), sql)).await?;
+    Ok(row.map(|row| row.try_get("", "bytes")).transpose()?.unwrap_or(0))
+}
+
+/// Takes partitions out of their tables as soon as nobody uses these, without making others wait for more than a moment.
+pub(super) async fn detach(tx: &DatabaseTransaction, partitions: &[(&str, String)]) -> Result<(), DbErr> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        tx.execute_unprepared(&format!("SAVEPOINT detaching; {LOCK_FOR}")).await?;
+        let detached = async {
+            for (table, name) in partitions {
+                tx.execute_unprepared(&format!("ALTER TABLE {table} DETACH PARTITION {name}")).await?;
+            }
+            Ok(())
+        };
+        match detached.await {
+            Ok(()) => {
+                tx.execute_unprepared("SET LOCAL lock_timeout = '2s'").await?;
+                return Ok(());
+            }
+            Err(error) if Cause::of(&error) == Cause::Contention && attempt < LOCK_ATTEMPTS => {
+                tx.execute_unprepared("ROLLBACK TO SAVEPOINT detaching").await?;
+                sleep(LOCK_PAUSE).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 pub(super) fn partition_name(table: &str, day: NaiveDate) -> String {

@@ -2,6 +2,7 @@
 //! writes nothing, runs for a limited time, and is given up by the database too when nobody waits for its answer any more.
 
 use std::{
+    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -20,7 +21,10 @@ use tokio::{
 };
 
 use super::Store;
-use crate::error::{Error, Result};
+use crate::{
+    archive::Archive,
+    error::{Error, Result},
+};
 
 /// How long a question waits for others to be answered before it is told to come again.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,6 +36,7 @@ pub(super) struct Desk {
     permits: Arc<Semaphore>,
     counters: Arc<Mutex<Vec<Counter>>>,
     time_limit: Duration,
+    archive: Option<Archive>,
     /// Where the plans of all statements go, while somebody wants to see them.
     plans: Arc<Mutex<Option<Vec<QueryPlan>>>>,
 }
@@ -57,7 +62,12 @@ pub struct QueryPlan {
 impl Desk {
     pub(super) fn new(counters: Vec<Counter>, time_limit: Duration) -> Self {
         let permits = Arc::new(Semaphore::new(counters.len()));
-        Self { permits, counters: Arc::new(Mutex::new(counters)), time_limit, plans: Arc::default() }
+        Self { permits, counters: Arc::new(Mutex::new(counters)), time_limit, archive: None, plans: Arc::default() }
+    }
+
+    /// Where to look for what is archived.
+    pub(super) fn keep_archive(&mut self, archive: Option<Archive>) {
+        self.archive = archive;
     }
 
     pub(super) async fn close(&self) {
@@ -76,6 +86,7 @@ pub(super) struct Question {
     backend: DatabaseBackend,
     /// Gives the connection back when this is dropped.
     turn: Option<Turn>,
+    pub(super) archive: Option<Archive>,
     plans: Arc<Mutex<Option<Vec<QueryPlan>>>>,
 }
 
@@ -123,8 +134,8 @@ impl Question {
         let turn = Turn { counter, counters: Arc::clone(&desk.counters), _permit: permit };
         // On PostgreSQL it is read-only and sees one moment by the connection's own settings.
         let transaction = turn.counter.connection.begin().await?;
-        let plans = Arc::clone(&desk.plans);
-        Ok(Self { transaction: Some(transaction), backend: store.backend, turn: Some(turn), plans })
+        let (archive, plans) = (desk.archive.clone(), Arc::clone(&desk.plans));
+        Ok(Self { transaction: Some(transaction), backend: store.backend, turn: Some(turn), archive, plans })
     }
 
     /// Ends the transaction, which nobody has to wait for.
@@ -177,11 +188,11 @@ impl Question {
     }
 
     /// The rows of a query as they come.
-    pub(super) async fn stream<T: TryGetableMany>(
-        &self,
+    pub(super) async fn stream<'a, T: TryGetableMany>(
+        &'a self,
         name: &'static str,
         query: &impl StatementBuilder,
-    ) -> Result<impl Stream<Item = Result<T, DbErr>> + Send + Unpin, DbErr> {
+    ) -> Result<Pin<Box<dyn Stream<Item = Result<T, DbErr>> + Send + 'a>>, DbErr> {
         let statement = self.backend.build(query);
         self.record_plan(name, &statement).await?;
         let rows = self.transaction()?.stream_raw(statement).await?;

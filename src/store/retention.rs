@@ -75,7 +75,18 @@ impl Store {
     async fn retention_apply_claimed(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<RetentionReport> {
         let bytes_before = self.bytes_in_use().await?;
         let mut report = RetentionReport { bytes_before, ..RetentionReport::default() };
+        // Whatever the archive says, what is to be forgotten is.
+        let mut archived = Ok(());
         for day in self.expired_days(policy, now, bytes_before).await? {
+            if day.reason == ExpiryReason::Archive {
+                if archived.is_ok() {
+                    archived = self.day_archive(day.day, now).await.map(|gone| {
+                        tracing::info!(day = %gone.day, sessions = gone.sessions, actions = gone.actions, bytes = gone.bytes, "sessions archived");
+                        report.days.push(gone);
+                    });
+                }
+                continue;
+            }
             let mut gone = ExpiredDay { sessions: 0, actions: 0, bytes: 0, ..day };
             if day.reason != ExpiryReason::Own && self.has_partitions(day.day).await? {
                 gone = self.day_drop(day, now).await?;
@@ -85,10 +96,11 @@ impl Store {
             tracing::info!(day = %gone.day, sessions = gone.sessions, actions = gone.actions, bytes = gone.bytes, "sessions expired");
             report.days.push(gone);
         }
-        if !report.days.is_empty() {
+        if report.days.iter().any(|day| day.reason != ExpiryReason::Archive) {
             report.users = self.users_expire(policy, now).await?;
         }
         self.clean_up(policy, now).await?;
+        archived.and(self.segments_tidy(now).await)?;
         report.bytes_after = self.bytes_in_use().await?;
         if !self.is_postgres() {
             // What came back is known of all days together only.
@@ -110,8 +122,9 @@ impl Store {
     ) -> Result<Vec<ExpiredDay>> {
         let first_kept = policy.first_kept_day(now);
         let today = now.date_naive();
-        // Beyond what is too old, all days count only where bytes do.
-        let until = if policy.max_bytes.is_some() { Some(today) } else { first_kept };
+        // Beyond what is too old, all days count only where bytes do. Where there is an archive, they go there.
+        let max_bytes = policy.max_bytes.filter(|_| policy.archive.is_none());
+        let until = if max_bytes.is_some() { Some(today) } else { first_kept };
         let mut days = match until {
             Some(until) => self.days_before(until, now).await?,
             None => BTreeMap::new(),
@@ -128,7 +141,7 @@ impl Store {
                 continue;
             }
             let is_old = first_kept.is_some_and(|first| day < first);
-            let is_too_much = policy.max_bytes.is_some_and(|max| bytes > max) && day < today;
+            let is_too_much = max_bytes.is_some_and(|max| bytes > max) && day < today;
             if !is_old && (!is_too_much || sessions == 0) {
                 continue;
             }
@@ -137,13 +150,44 @@ impl Store {
             bytes -= of_day;
             expired.push(ExpiredDay { day, reason, sessions, actions, bytes: of_day, kept });
         }
+        self.add_days_to_archive(policy, now, bytes, &mut expired).await?;
         for day in self.own_days(now).await? {
-            if !expired.iter().any(|whole| whole.day == day.day) {
+            if !expired.iter().any(|whole| whole.day == day.day && whole.reason != ExpiryReason::Archive) {
                 expired.push(day);
             }
         }
         expired.sort_by_key(|day| day.day);
         Ok(expired)
+    }
+
+    /// The days whose sessions go to the archive: for their age, and the oldest where there are too many bytes.
+    async fn add_days_to_archive(
+        &self,
+        policy: &RetentionPolicy,
+        now: DateTime<Utc>,
+        mut bytes_in_use: i64,
+        expired: &mut Vec<ExpiredDay>,
+    ) -> Result<()> {
+        if policy.archive.is_none() {
+            return Ok(());
+        }
+        let first_hot = policy.first_hot_day(now);
+        let until = if policy.max_bytes.is_some() { Some(now.date_naive()) } else { first_hot };
+        let Some(until) = until else { return Ok(()) };
+        let mut days = self.days_to_archive(until, now).await?;
+        days.retain(|day| !expired.iter().any(|gone| gone.day == day.day));
+        if !self.is_postgres() {
+            let rows = self.action_total().await?;
+            days.iter_mut().for_each(|day| day.bytes = share(bytes_in_use, day.actions, rows));
+        }
+        for day in days {
+            let is_old = first_hot.is_some_and(|first| day.day < first);
+            if is_old || policy.max_bytes.is_some_and(|max| bytes_in_use > max) {
+                bytes_in_use -= day.bytes;
+                expired.push(day);
+            }
+        }
+        Ok(())
     }
 
     /// The days of sessions whose own time has come.
@@ -232,7 +276,7 @@ impl Store {
     }
 
     /// The text of the day of a session in SQL, as 2026-11-25.
-    fn day_of_session(&self) -> &'static str {
+    pub(super) fn day_of_session(&self) -> &'static str {
         if self.is_postgres() {
             "to_char(sessions.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
         } else {
@@ -245,13 +289,14 @@ impl Store {
         struct Row {
             actions: i64,
         }
-        let sql = "SELECT CAST(coalesce(sum(last_seq), 0) AS bigint) AS actions FROM tracks";
+        let sql = "SELECT CAST((SELECT coalesce(sum(last_seq), 0) FROM tracks) \
+             - (SELECT coalesce(sum(archived_count), 0) FROM sessions) AS bigint) AS actions";
         let row = Row::find_by_statement(Statement::from_string(self.backend, sql)).one(&self.read).await?;
         Ok(row.map_or(0, |row| row.actions))
     }
 
     /// Begins a transaction that may take as long as it needs.
-    async fn begin_long(&self) -> Result<DatabaseTransaction, Failure> {
+    pub(super) async fn begin_long(&self) -> Result<DatabaseTransaction, Failure> {
         let tx = self.begin().await?;
         if self.is_postgres() {
             tx.execute_unprepared("SET LOCAL statement_timeout = 0").await?;

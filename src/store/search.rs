@@ -115,7 +115,7 @@ impl Question {
         &self,
         prepared: &Prepared<'_>,
         rows: &[session::Model],
-    ) -> Result<HashMap<Uuid, Option<DateTime<Utc>>>, DbErr> {
+    ) -> Result<HashMap<Uuid, Option<DateTime<Utc>>>> {
         let filter = prepared.filter;
         let wanted = wanted_actions(filter.matches(), self.is_postgres());
         let mut matching = HashMap::new();
@@ -287,7 +287,7 @@ impl Question {
     }
 
     /// What a session's actions say: what the index says, if that is all of them.
-    async fn summary(&self, row: &session::Model, tracks: &[Track]) -> Result<Summary, DbErr> {
+    async fn summary(&self, row: &session::Model, tracks: &[Track]) -> Result<Summary> {
         // Seqs have no gaps and nothing is ever taken away from a session: as many as were indexed are the same.
         if row.action_count == tracks.iter().map(|track| track.last_seq).sum::<i64>() {
             return Ok(summary_of_row(row));

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{
     Store,
+    archive::make_stale,
     entity::{action, session, tombstone, track},
     failure::{Attempts, Failure},
     index,
@@ -294,6 +295,8 @@ impl Store {
         // The tracks' locks keep writers out until the session is gone; then its foreign key does.
         let locked = track::Entity::find().filter(track::Column::SessionId.eq(uuid)).lock_exclusive().all(&tx).await?;
         let actions = locked.iter().map(|track| track.last_seq).sum();
+        let row = session::Entity::find_by_id(uuid).lock_exclusive().one(&tx).await?;
+        let segment = row.and_then(|row| row.segment_id);
         let gone = session::Entity::delete_by_id(uuid).filter(condition).exec(&tx).await?;
         if gone.rows_affected == 0 {
             return Err(Error::SessionNotFound.into());
@@ -303,7 +306,10 @@ impl Store {
             .on_conflict(OnConflict::column(tombstone::Column::SessionId).do_nothing().to_owned())
             .exec_without_returning(&tx)
             .await?;
-        index::erase::in_txn(&tx, uuid).await?;
+        index::erase::in_txn(&tx, id, segment.is_some()).await?;
+        if let Some(segment) = segment {
+            make_stale(&tx, segment).await?;
+        }
         action::Entity::delete_many().filter(action::Column::SessionId.eq(uuid)).exec(&tx).await?;
         tx.commit().await?;
         Ok(actions)

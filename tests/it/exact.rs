@@ -4,6 +4,7 @@
 //! A failure prints its seed; `REEL_TEST_SEED` runs that seed alone, `REEL_TEST_PLANS` says how many are tried.
 
 mod answers;
+mod archived;
 mod ask;
 mod matching;
 mod questions;
@@ -65,8 +66,14 @@ pub async fn wait_until_indexed(database: &TestDatabase) {
 
 /// Runs `reel index --verify`.
 pub async fn check_index(database: &TestDatabase) {
+    check_index_with(database, &[]).await;
+}
+
+/// The same with an archive.
+pub async fn check_index_with(database: &TestDatabase, arguments: &[&str]) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_reel"));
-    command.args(["index", "--verify", "--database-url", &database.url]);
+    command.args(["index"]).args(arguments);
+    command.args(["--verify", "--database-url", &database.url]);
     let output = command.output().await.unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));

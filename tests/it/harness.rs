@@ -88,11 +88,17 @@ impl Reel {
 
     /// Starts the service without waiting for its database.
     pub async fn start_unready(url: &str, arguments: &[&str]) -> Self {
+        let args = service_args(arguments);
         let store = Store::open(&url.parse().unwrap(), 4).await.unwrap();
+        let store = store.with_archive(args.retention.open_archive().unwrap());
+        Self::start_with(store, args).await
+    }
+
+    /// The same with a handle on the database of the test's own.
+    pub async fn start_with(store: Store, args: ServiceArgs) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (shut_down, shutdown) = oneshot::channel();
-        let args = service_args(arguments);
         let served = store.clone();
         let serving = tokio::spawn(async move {
             let shutdown = async {

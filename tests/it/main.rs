@@ -16,6 +16,7 @@
 mod group_commit;
 mod harness;
 
+mod archive;
 mod bad_input;
 mod cli;
 mod crash;

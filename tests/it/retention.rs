@@ -47,7 +47,7 @@ fn midnight(number: u64) -> DateTime<Utc> {
 }
 
 fn keep_days(days: i64) -> RetentionPolicy {
-    RetentionPolicy { keep_for: Some(TimeDelta::days(days)), max_bytes: None }
+    RetentionPolicy { keep_for: Some(TimeDelta::days(days)), ..RetentionPolicy::default() }
 }
 
 /// Records so many sessions of 10 actions on a day, the first in its first millisecond and the last in its last.
@@ -249,7 +249,7 @@ async fn the_oldest_days_go_where_there_are_too_many_bytes(backend: Backend) {
         reel.record(vec![start(&id, SessionStart::default()), batch("", "", 1, large)]).await.unwrap();
         ids.push(id);
     }
-    let policy = |max_bytes| RetentionPolicy { keep_for: None, max_bytes: Some(max_bytes) };
+    let policy = |max_bytes| RetentionPolicy { max_bytes: Some(max_bytes), ..RetentionPolicy::default() };
     let (now, plenty) = (midnight(3) + TimeDelta::hours(1), policy(i64::MAX));
     let bytes = apply(&reel, &plenty, now).await.bytes_before;
     let report = apply(&reel, &policy(bytes - 1), now).await;

@@ -1,23 +1,23 @@
 //! How often errors happen.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
     Condition, ExprTrait as _,
-    sea_query::{Expr, JoinType, Query, SelectStatement},
+    sea_query::{Expr, JoinType, Query, SelectStatement, SimpleExpr},
 };
 use uuid::Uuid;
 
-use super::too_much;
+use super::{is_not_archived, too_much};
 use crate::{
     error::Result,
-    model::{ErrorFrequency, SessionFilter},
+    model::{ERROR_TYPE, ErrorFrequency, SessionFilter},
     store::{
         Store,
         entity::{action, session},
         question::Question,
-        search::{Depth, id_range},
+        search::{Depth, SESSIONS_A_STATEMENT, id_range, session_column},
     },
 };
 
@@ -38,12 +38,19 @@ impl Store {
         self.question(async |question| {
             let matched = question.matched(filter, Depth::Tracks, now).await?;
             let conditions = matched.all(filter, now, question);
+            let has_errors = |condition: &Condition| Condition::all().add(condition.clone()).add(may_have_errors());
+            let archived = question.archived(&conditions.iter().map(has_errors).collect::<Vec<_>>()).await?;
             let intervals = match conditions.as_slice() {
-                [condition] => {
+                [condition] if archived.is_empty() => {
                     let total = question.errors_in_all(condition, filter, target).await?;
                     (total, question.errors_by_interval(condition, filter, target, interval_seconds).await?)
                 }
-                conditions => question.errors_of_parts(conditions, filter, target, interval_seconds).await?,
+                conditions => {
+                    let mut parts = Parts { seconds: interval_seconds, ..Parts::default() };
+                    question.errors_of_rows(conditions, filter, target, &mut parts).await?;
+                    question.errors_of_archived(&archived, target, &mut parts).await?;
+                    parts.finish()
+                }
             };
             if intervals.1.len() > MAX_INTERVALS {
                 return Err(too_much("interval", MAX_INTERVALS, "intervals"));
@@ -90,30 +97,51 @@ impl Question {
     }
 
     /// Where there are several conditions, what is distinct is counted here.
-    async fn errors_of_parts(
+    async fn errors_of_rows(
         &self,
         conditions: &[Condition],
         filter: &SessionFilter,
         target: Option<&str>,
-        seconds: i64,
-    ) -> Result<(ErrorFrequency, Vec<ErrorFrequency>)> {
-        let (mut total, mut intervals) = (Distinct::default(), BTreeMap::<i64, Distinct>::new());
+        parts: &mut Parts,
+    ) -> Result<()> {
         for condition in conditions {
             let columns = [
-                Expr::cust(self.bucket(seconds)),
+                Expr::cust(self.bucket(parts.seconds)),
                 Expr::col((action::Entity, action::Column::SessionId)),
                 Expr::col((session::Entity, session::Column::UserId)),
             ];
             let mut query = errors(condition, filter, target);
+            query.and_where(may_have_errors().and(is_not_archived().not()).not());
             query.exprs(columns.clone()).expr(Expr::cust("count(*)")).add_group_by(columns);
             let rows: Vec<(i64, Uuid, Option<String>, i64)> = self.rows("errors", &query).await?;
             for (number, session, user, count) in rows {
-                intervals.entry(number).or_default().add(session, user.clone(), count);
-                total.add(session, user, count);
+                parts.add(number, session, user, count);
             }
         }
-        let intervals = intervals.into_iter().map(|(number, distinct)| distinct.finish(start_of(number, seconds)));
-        Ok((total.finish(None), intervals.collect()))
+        Ok(())
+    }
+
+    /// The same of sessions that are archived.
+    async fn errors_of_archived(
+        &self,
+        sessions: &[session::Model],
+        target: Option<&str>,
+        parts: &mut Parts,
+    ) -> Result<()> {
+        for sessions in sessions.chunks(SESSIONS_A_STATEMENT) {
+            let users: HashMap<Uuid, Option<&String>> =
+                sessions.iter().map(|session| (session.id, session.user_id.as_ref())).collect();
+            let ids: Vec<_> = sessions.iter().map(|session| session.id).collect();
+            let seconds = parts.seconds;
+            self.read_actions(&ids, Condition::all(), false, |session, action| {
+                if action.kind == ERROR_TYPE && target.is_none_or(|target| action.target == target) {
+                    let number = action.timestamp.timestamp().div_euclid(seconds);
+                    parts.add(number, session, users.get(&session).copied().flatten().cloned(), 1);
+                }
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     /// The number of the interval in which an action happened. Nothing happened before 1970.
@@ -128,6 +156,32 @@ impl Question {
 
 const COUNTS: [&str; 3] =
     ["count(*)", "count(DISTINCT \"actions\".\"session_id\")", "count(DISTINCT \"sessions\".\"user_id\")"];
+
+/// That a session has errors, as the index says: what it does not know yet are rows.
+fn may_have_errors() -> SimpleExpr {
+    session_column(session::Column::ErrorCount).gt(0)
+}
+
+/// What is distinct in all, and in each interval.
+#[derive(Default)]
+struct Parts {
+    seconds: i64,
+    total: Distinct,
+    intervals: BTreeMap<i64, Distinct>,
+}
+
+impl Parts {
+    fn add(&mut self, number: i64, session: Uuid, user: Option<String>, count: i64) {
+        self.intervals.entry(number).or_default().add(session, user.clone(), count);
+        self.total.add(session, user, count);
+    }
+
+    fn finish(self) -> (ErrorFrequency, Vec<ErrorFrequency>) {
+        let start = |number| start_of(number, self.seconds);
+        let intervals = self.intervals.into_iter().map(|(number, distinct)| distinct.finish(start(number)));
+        (self.total.finish(None), intervals.collect())
+    }
+}
 
 #[derive(Default)]
 struct Distinct {

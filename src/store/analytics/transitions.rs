@@ -5,19 +5,20 @@ use std::{cmp::Reverse, collections::HashMap};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::TryStreamExt as _;
 use sea_orm::{
-    ExprTrait as _,
+    Condition, ExprTrait as _,
     sea_query::{Expr, Order, Query},
 };
 use uuid::Uuid;
 
-use super::{sessions_where, too_much};
+use super::{is_not_archived, sessions_where, too_much};
 use crate::{
+    archive::ArchivedAction,
     error::Result,
-    model::{Transition, TransitionCounting, Transitions},
+    model::{StoredAction, Transition, TransitionCounting, Transitions},
     store::{
         Store,
         entity::{action, session},
-        search::{Depth, id_range},
+        search::{Depth, SESSIONS_A_STATEMENT, id_range},
     },
 };
 
@@ -46,6 +47,37 @@ impl Names {
     }
 }
 
+/// Looks at actions in their order.
+struct Following<'a> {
+    counting: &'a TransitionCounting,
+    names: Names,
+    gaps: HashMap<(u32, u32), Vec<TimeDelta>>,
+    count: usize,
+    /// The last one: its session, its time and its facet.
+    before: Option<(Uuid, DateTime<Utc>, u32)>,
+}
+
+impl Following<'_> {
+    fn push(&mut self, session: Uuid, timestamp: DateTime<Utc>, kind: String, target: String) -> Result<()> {
+        let facet = self.names.number(kind, target);
+        let from_target = self.counting.from_target.as_ref();
+        if let Some((_, at, from)) = self.before.filter(|(of, ..)| *of == session)
+            && from_target.is_none_or(|wanted| *wanted == self.names.facets[from as usize].1)
+        {
+            self.gaps.entry((from, facet)).or_default().push(timestamp - at);
+            self.count += 1;
+        }
+        self.before = Some((session, timestamp, facet));
+        if self.count > MAX_TRANSITIONS {
+            return Err(too_much("filter", MAX_TRANSITIONS, "transitions"));
+        }
+        if self.gaps.len() > MAX_KINDS {
+            return Err(too_much("filter", MAX_KINDS, "kinds of transitions"));
+        }
+        Ok(())
+    }
+}
+
 impl Store {
     /// Counts what follows what.
     ///
@@ -53,11 +85,21 @@ impl Store {
     pub async fn transitions(&self, counting: &TransitionCounting, now: DateTime<Utc>) -> Result<Transitions> {
         self.question(async |question| {
             let matched = question.matched(&counting.filter, Depth::Tracks, now).await?;
-            let (mut names, mut gaps) = (Names::default(), HashMap::<(u32, u32), Vec<TimeDelta>>::new());
-            let mut count = 0;
-            for condition in matched.all(&counting.filter, now, question) {
+            let mut following = Following { counting, names: Names::default(), gaps: HashMap::new(), count: 0, before: None };
+            let conditions = matched.all(&counting.filter, now, question);
+            let archived = question.archived(&conditions).await?;
+            for sessions in archived.chunks(SESSIONS_A_STATEMENT) {
+                let ids: Vec<_> = sessions.iter().map(|session| session.id).collect();
+                let mut actions = question.actions_in_order(&ids, Condition::all(), false).await?;
+                while let Some(ArchivedAction { session, stored: StoredAction { action, .. } }) = actions.next().await? {
+                    if counting.types.is_empty() || counting.types.iter().any(|kind| *kind == *action.kind) {
+                        following.push(session, action.timestamp, action.kind.into(), action.target.into())?;
+                    }
+                }
+            }
+            for condition in conditions {
                 let mut sessions = sessions_where(condition);
-                sessions.column((session::Entity, session::Column::Id));
+                sessions.column((session::Entity, session::Column::Id)).and_where(is_not_archived());
                 let mut query = Query::select();
                 let column = |column| (action::Entity, column);
                 let session_id = Expr::col(column(action::Column::SessionId));
@@ -82,24 +124,11 @@ impl Store {
                 }
                 let mut rows =
                     question.stream::<(Uuid, DateTime<Utc>, String, String)>("actions in order", &query).await?;
-                let mut before: Option<(Uuid, DateTime<Utc>, u32)> = None;
                 while let Some((session, timestamp, kind, target)) = rows.try_next().await? {
-                    let facet = names.number(kind, target);
-                    if let Some((_, at, from)) = before.filter(|(of, ..)| *of == session)
-                        && counting.from_target.as_ref().is_none_or(|wanted| *wanted == names.facets[from as usize].1)
-                    {
-                        gaps.entry((from, facet)).or_default().push(timestamp - at);
-                        count += 1;
-                    }
-                    before = Some((session, timestamp, facet));
-                    if count > MAX_TRANSITIONS {
-                        return Err(too_much("filter", MAX_TRANSITIONS, "transitions"));
-                    }
-                    if gaps.len() > MAX_KINDS {
-                        return Err(too_much("filter", MAX_KINDS, "kinds of transitions"));
-                    }
+                    following.push(session, timestamp, kind, target)?;
                 }
             }
+            let Following { gaps, names, .. } = following;
             Ok(most_frequent(gaps, &names.facets, counting.limit))
         })
         .await

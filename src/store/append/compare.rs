@@ -1,24 +1,30 @@
 //! Tells actions that have arrived again from others that were given the same seqs.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::RangeInclusive};
 
 use futures_util::TryStreamExt as _;
 use sea_orm::{ColumnTrait as _, DatabaseConnection, DbErr, EntityTrait as _, QueryFilter as _, Select};
 
 use super::plan::count;
 use crate::{
-    model::{BatchAction, REJECTED_TYPE, SessionId},
-    store::{action::from_row, entity::action},
+    archive::Wanted,
+    error::Error,
+    model::{Action, BatchAction, REJECTED_TYPE, SessionId, StoredAction},
+    store::{Store, action::from_row, entity::action, failure::Failure},
 };
+
+/// Rows of a segment that are read at once.
+const ROWS_AT_ONCE: usize = 4_096;
 
 /// Which of these actions, by seq, are not what is stored.
 pub(super) async fn conflicts(
-    connection: &DatabaseConnection,
+    store: &Store,
     session: SessionId,
     track: i16,
     first_seq: i64,
     actions: &[BatchAction],
-) -> Result<Vec<i64>, DbErr> {
+) -> Result<Vec<i64>, Failure> {
+    let connection = &store.write;
     let last_seq = first_seq - 1 + count(actions.len());
     let of_seqs = action::Entity::find()
         .filter(action::Column::SessionId.eq(session.as_uuid()))
@@ -34,7 +40,10 @@ pub(super) async fn conflicts(
         _ => HashMap::new(),
     };
     if digests.len() < actions.len() {
-        digests = stored_digests(connection, of_seqs).await?;
+        digests.extend(archived_digests(store, session, track, first_seq..=last_seq).await?);
+    }
+    if digests.len() < actions.len() {
+        digests.extend(stored_digests(connection, of_seqs).await?);
     }
     let numbered = actions.iter().zip(first_seq..);
     let differing = numbered.filter(|(action, seq)| digests.get(seq) != Some(&action.digest().to_string()));
@@ -50,14 +59,36 @@ async fn stored_digests(
     let mut rows = actions.stream(connection).await?;
     let mut digests = HashMap::new();
     while let Some(row) = rows.try_next().await? {
-        digests.insert(row.seq, stored_digest(row));
+        let StoredAction { seq, action, .. } = from_row(row);
+        digests.insert(seq, digest_of(&action));
     }
     Ok(digests)
 }
 
-/// The digest of what was sent when this row was stored.
-fn stored_digest(row: action::Model) -> String {
-    let action = from_row(row).action;
+/// The same of actions that are archived.
+async fn archived_digests(
+    store: &Store,
+    session: SessionId,
+    track: i16,
+    seqs: RangeInclusive<i64>,
+) -> Result<HashMap<i64, String>, Error> {
+    let id = session.as_uuid();
+    let mut digests = HashMap::new();
+    for file in store.segments_of(&[id]).await?.into_keys() {
+        let wanted =
+            Wanted { sessions: Some(&[id]), with_data: true, rows_at_once: ROWS_AT_ONCE, ..Wanted::default() };
+        let mut reader = store.archive()?.read(&file, wanted).await?;
+        while let Some(actions) = reader.next().await? {
+            let of_track = actions.into_iter().map(|action| action.stored).filter(|stored| stored.track == track);
+            let of_seqs = of_track.filter(|stored| seqs.contains(&stored.seq));
+            digests.extend(of_seqs.map(|stored| (stored.seq, digest_of(&stored.action))));
+        }
+    }
+    Ok(digests)
+}
+
+/// The digest of what was sent when this action was stored.
+fn digest_of(action: &Action) -> String {
     if action.kind == REJECTED_TYPE {
         #[derive(serde::Deserialize)]
         struct Placeholder {

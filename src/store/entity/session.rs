@@ -46,6 +46,10 @@ pub struct Model {
     pub pin_reason: Option<String>,
     /// When it goes, whatever the retention.
     pub expires_at: Option<DateTimeUtc>,
+    /// How many of its actions are in its segment.
+    pub archived_count: i64,
+    /// Its segment, if it is archived.
+    pub segment_id: Option<i64>,
 }
 
 /// None are needed: queries name what they join.

@@ -78,10 +78,10 @@ const TRACKS: Table = Table {
 };
 
 /// A statement over rows that are given.
-pub(super) struct Table {
-    pub(super) columns: &'static [(&'static str, &'static str)],
-    pub(super) head: &'static str,
-    pub(super) tail: &'static str,
+pub(in crate::store) struct Table {
+    pub(in crate::store) columns: &'static [(&'static str, &'static str)],
+    pub(in crate::store) head: &'static str,
+    pub(in crate::store) tail: &'static str,
 }
 
 /// Writes readings into the index.
@@ -212,14 +212,14 @@ async fn clean_tracks(tx: &DatabaseTransaction, readings: &[&Reading]) -> Result
 }
 
 impl Table {
-    pub(super) async fn run(&self, connection: &impl ConnectionTrait, rows: Vec<Vec<Value>>) -> Result<(), DbErr> {
+    pub(in crate::store) async fn run(&self, connection: &impl ConnectionTrait, rows: Vec<Vec<Value>>) -> Result<(), DbErr> {
         for statement in self.statements(connection.get_database_backend(), rows) {
             connection.execute_raw(statement).await?;
         }
         Ok(())
     }
 
-    pub(super) async fn rows<T: FromQueryResult>(
+    pub(in crate::store) async fn rows<T: FromQueryResult>(
         &self,
         connection: &impl ConnectionTrait,
         rows: Vec<Vec<Value>>,

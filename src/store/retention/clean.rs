@@ -33,7 +33,7 @@ impl Store {
         struct Row {
             id: String,
         }
-        let Some(before) = policy.keep_for.and_then(|keep_for| now.checked_sub_signed(keep_for)) else { return Ok(0) };
+        let Some(before) = policy.forgets_after().and_then(|keep_for| now.checked_sub_signed(keep_for)) else { return Ok(0) };
         let (mut after, mut gone) = (String::new(), 0);
         loop {
             let sql = format!(
@@ -59,7 +59,7 @@ impl Store {
             self.has_erased.store(true, Ordering::Release);
             return Err(error);
         }
-        if let Some(keep_for) = policy.keep_for
+        if let Some(keep_for) = policy.forgets_after()
             && let Some(before) = now.checked_sub_signed(keep_for.max(TOMBSTONE_AT_LEAST))
         {
             // Whatever started before they were erased is refused for its age by now.
@@ -99,7 +99,7 @@ impl Store {
     }
 
     /// Gives pages that hold nothing back to the file system. PostgreSQL does so by itself when a table is dropped.
-    pub(super) async fn give_back(&self) -> Result<()> {
+    pub(in crate::store) async fn give_back(&self) -> Result<()> {
         if self.is_postgres() {
             return Ok(());
         }

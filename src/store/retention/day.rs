@@ -4,29 +4,19 @@
 //! but them; then the partitions are detached, for which nobody else may be using the tables, and which is therefore tried
 //! for moments only; whatever session is still there by then is moved aside; then the partitions are dropped.
 
-use std::time::Duration;
-
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbErr, FromQueryResult, Statement};
-use tokio::time::sleep;
+use sea_orm::{ConnectionTrait as _, FromQueryResult, Statement};
 
 use super::{MAY_GO, Store};
 use crate::{
     error::Result,
     model::{ExpiredDay, ExpiryReason},
     store::{
-        failure::{Attempts, Cause, Failure},
+        failure::{Attempts, Failure},
         index::FACETS_LOCK,
-        partition::{TABLES, day_bounds, partition_name, partition_names_in},
+        partition::{TABLES, day_bounds, detach, partition_bytes_of_table, partition_name, partition_names_in},
     },
 };
-
-/// How long everybody else may have to wait for a table that is being waited for.
-const LOCK_FOR: &str = "SET LOCAL lock_timeout = '100ms'";
-
-/// How often that is tried, and how long others have the tables to themselves in between.
-const LOCK_ATTEMPTS: u32 = 30;
-const LOCK_PAUSE: Duration = Duration::from_millis(300);
 
 #[derive(FromQueryResult)]
 struct Gone {
@@ -52,10 +42,13 @@ impl Store {
         tx.execute_unprepared("SET LOCAL reel.expiring = 'on'").await?;
         // Indexers write to the tables and to the roll-up of the day: not meanwhile.
         tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({FACETS_LOCK})")).await?;
-        let bytes = super::size::partition_bytes_of(&tx, day.day).await?;
+        let mut bytes = 0;
+        for table in TABLES {
+            bytes += partition_bytes_of_table(&tx, table, day.day).await?;
+        }
         // What is younger than the retention could be started again by a late sender.
         let tombstones = match day.reason {
-            ExpiryReason::Age | ExpiryReason::Own => "",
+            ExpiryReason::Age | ExpiryReason::Own | ExpiryReason::Archive => "",
             ExpiryReason::Bytes => {
                 ", kept AS (INSERT INTO tombstones (session_id, erased_at) SELECT id, $1 FROM gone ON CONFLICT DO NOTHING)"
             }
@@ -68,6 +61,8 @@ impl Store {
         let values = [now.into(), from.into(), to.into()];
         let statement = Statement::from_sql_and_values(self.backend, sql, values);
         let gone = Gone::find_by_statement(statement).one(&tx).await?.unwrap_or(Gone { sessions: 0, actions: 0 });
+        // Whoever was archived is not in its segment any more.
+        tx.execute_unprepared(&format!("UPDATE segments SET stale = stale + 1 WHERE day = '{}'", day.day)).await?;
         let mut partitions = Vec::new();
         for table in TABLES {
             let name = partition_name(table, day.day);
@@ -94,31 +89,5 @@ impl Store {
         }
         tx.commit().await?;
         Ok(ExpiredDay { sessions: gone.sessions, actions: gone.actions, bytes, ..day })
-    }
-}
-
-/// Takes partitions out of their tables as soon as nobody uses these, without making others wait for more than a moment.
-async fn detach(tx: &DatabaseTransaction, partitions: &[(&str, String)]) -> Result<(), DbErr> {
-    let mut attempt = 0;
-    loop {
-        attempt += 1;
-        tx.execute_unprepared(&format!("SAVEPOINT detaching; {LOCK_FOR}")).await?;
-        let detached = async {
-            for (table, name) in partitions {
-                tx.execute_unprepared(&format!("ALTER TABLE {table} DETACH PARTITION {name}")).await?;
-            }
-            Ok(())
-        };
-        match detached.await {
-            Ok(()) => {
-                tx.execute_unprepared("SET LOCAL lock_timeout = '2s'").await?;
-                return Ok(());
-            }
-            Err(error) if Cause::of(&error) == Cause::Contention && attempt < LOCK_ATTEMPTS => {
-                tx.execute_unprepared("ROLLBACK TO SAVEPOINT detaching").await?;
-                sleep(LOCK_PAUSE).await;
-            }
-            Err(error) => return Err(error),
-        }
     }
 }

@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, NaiveDate, Utc};
-use sea_orm::{ConnectionTrait, DbErr, FromQueryResult, Statement};
+use sea_orm::{FromQueryResult, Statement};
 
 use super::{DayRow, MAY_GO, Store};
 use crate::{
     error::Result,
-    model::{StorageStats, StoredDay, TableBytes},
-    store::partition::{TABLES, partition_day, partition_name},
+    model::{ArchiveStats, StorageStats, StoredDay, TableBytes},
+    store::partition::{TABLES, partition_day},
 };
 
 /// Everything that is ours.
 const ALL_TABLES: &[&str] =
-    &["users", "sessions", "tracks", "tombstones", "facets", "facet_days", "actions", "session_facets"];
+    &["users", "sessions", "tracks", "tombstones", "segments", "facets", "facet_days", "actions", "session_facets"];
 
 #[derive(FromQueryResult)]
 struct Bytes {
@@ -128,15 +128,30 @@ impl Store {
             let (file, free) = self.file_bytes().await?;
             (vec![TableBytes { name: "file".to_owned(), table_bytes: file, index_bytes: 0 }], free)
         };
-        Ok(StorageStats { days, users: range.users, tables, free_bytes, oldest: range.oldest, newest: range.newest })
+        let archive = self.archive_stats().await?;
+        let (oldest, newest) = (range.oldest, range.newest);
+        Ok(StorageStats { days, users: range.users, tables, free_bytes, oldest, newest, archive })
     }
-}
 
-/// Bytes of a day's partitions.
-pub(super) async fn partition_bytes_of(connection: &impl ConnectionTrait, day: NaiveDate) -> Result<i64, DbErr> {
-    let sizes = TABLES
-        .map(|table| format!("coalesce(pg_total_relation_size(to_regclass('{}')), 0)", partition_name(table, day)));
-    let sql = format!("SELECT CAST({} AS bigint) AS bytes", sizes.join(" + "));
-    let statement = Statement::from_string(connection.get_database_backend(), sql);
-    Ok(Bytes::find_by_statement(statement).one(connection).await?.map_or(0, |row| row.bytes))
+    async fn archive_stats(&self) -> Result<ArchiveStats> {
+        #[derive(FromQueryResult)]
+        struct Row {
+            segments: i64,
+            bytes: i64,
+            sessions: i64,
+            actions: i64,
+        }
+        let sql = "SELECT (SELECT count(*) FROM segments WHERE path IS NOT NULL) AS segments, \
+             CAST((SELECT coalesce(sum(bytes), 0) FROM segments WHERE path IS NOT NULL) AS bigint) AS bytes, \
+             (SELECT count(*) FROM sessions WHERE segment_id IS NOT NULL) AS sessions, \
+             CAST((SELECT coalesce(sum(archived_count), 0) FROM sessions WHERE segment_id IS NOT NULL) AS bigint) AS actions";
+        let row = Row::find_by_statement(Statement::from_string(self.backend, sql)).one(&self.read).await?;
+        let stats = |row: Row| ArchiveStats {
+            segments: row.segments,
+            bytes: row.bytes,
+            sessions: row.sessions,
+            actions: row.actions,
+        };
+        Ok(row.map(stats).unwrap_or_default())
+    }
 }

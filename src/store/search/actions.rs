@@ -1,17 +1,14 @@
 //! Finding actions across sessions.
 
 use chrono::{DateTime, Utc};
-use futures_util::TryStreamExt as _;
-use sea_orm::{
-    ColumnTrait as _, EntityTrait as _, ExprTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
-    QueryTrait as _, sea_query::Expr,
-};
+use sea_orm::{ExprTrait as _, sea_query::Expr};
 
 use super::condition::action_condition;
 use crate::{
+    archive::ArchivedAction,
     error::Result,
     model::{
-        Action, ActionMatch, ActionSearch, ActionView, FoundAction, Position, SessionId, SessionPlace, SessionSearch,
+        ActionMatch, ActionSearch, ActionView, FoundAction, Position, SessionId, SessionPlace, SessionSearch,
         StoredAction,
     },
     store::{Store, entity::action, question::Question},
@@ -69,8 +66,6 @@ impl Question {
     }
 
     /// The matching actions of one session.
-    ///
-    /// Query `actions of a session`. Uses the primary key.
     async fn actions_of(
         &self,
         session: SessionId,
@@ -78,38 +73,19 @@ impl Question {
         after: Option<Position>,
         limit: usize,
     ) -> Result<Vec<StoredAction>> {
-        let mut query = action::Entity::find()
-            .select_only()
-            .columns([
-                action::Column::Timestamp,
-                action::Column::Track,
-                action::Column::Seq,
-                action::Column::Kind,
-                action::Column::Target,
-                action::Column::Data,
-            ])
-            .filter(action::Column::SessionId.eq(session.as_uuid()))
-            .filter(action_condition(wanted, self.is_postgres()))
-            .order_by_asc(action::Column::Timestamp)
-            .order_by_asc(action::Column::Track)
-            .order_by_asc(action::Column::Seq);
+        let mut condition = action_condition(wanted, self.is_postgres());
         if let Some(after) = after {
             let columns = [action::Column::Timestamp, action::Column::Track, action::Column::Seq].map(Expr::col);
             let values = [Expr::val(after.timestamp), Expr::val(after.track), Expr::val(after.seq)];
-            query = query.filter(Expr::tuple(columns).gt(Expr::tuple(values)));
+            condition = condition.add(Expr::tuple(columns).gt(Expr::tuple(values)));
         }
-        let query = query.into_query();
-        let mut rows = self
-            .stream::<(DateTime<Utc>, i16, i64, String, String, Option<String>)>("actions of a session", &query)
-            .await?;
+        let mut actions = self.actions_in_order(&[session.as_uuid()], condition, true).await?;
         let mut found = Vec::new();
         while found.len() < limit {
-            let Some((timestamp, track, seq, kind, target, data)) = rows.try_next().await? else { break };
-            let data = data.unwrap_or_default();
-            let view = ActionView { timestamp, kind: &kind, target: &target, data: &data };
-            if wanted.matches(session.started_at(), &view) {
-                let action = Action { timestamp, kind: kind.into(), target: target.into(), data: data.into() };
-                found.push(StoredAction { track, seq, action });
+            let Some(ArchivedAction { stored, .. }) = actions.next().await? else { break };
+            let is_after = after.is_none_or(|after| stored.position() > after);
+            if is_after && wanted.matches(session.started_at(), &ActionView::from(&stored.action)) {
+                found.push(stored);
             }
         }
         Ok(found)

@@ -4,22 +4,21 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use futures_util::TryStreamExt as _;
 use sea_orm::{
-    ColumnTrait as _, Condition, DbErr, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
-    QueryTrait as _, sea_query::ExprTrait as _,
+    ColumnTrait as _, Condition, DbErr, EntityTrait as _, QueryFilter as _, QueryOrder as _, QueryTrait as _, sea_query::ExprTrait as _,
 };
 use uuid::Uuid;
 
 use super::condition::{Survey, action_condition, dirty_sessions, of_sessions, session_column};
 use crate::{
+    archive::ArchivedAction,
     error::Result,
     model::{
-        ActionMatch, ActionView, Attributes, Evaluation, Facets, SessionFilter, SessionId, Summary, Summing, Track,
-        duration_ms,
+        ActionMatch, ActionView, Attributes, Evaluation, Facets, SessionFilter, SessionId, StoredAction, Summary,
+        Summing, Track, duration_ms,
     },
     store::{
-        entity::{action, session, track},
+        entity::{session, track},
         question::Question,
         track::from_row,
         user::attributes_from_json,
@@ -147,46 +146,17 @@ impl Question {
         Ok(matching)
     }
 
-    /// Looks at the actions of sessions, each session's in the order of playback.
-    ///
-    /// Query `actions of sessions`. Uses the primary key.
+    /// Looks at the actions of sessions, each session's in the order of playback: at least at the wanted ones.
     pub(in crate::store) async fn read_actions(
         &self,
         sessions: &[Uuid],
         wanted: Condition,
         with_data: bool,
         mut look: impl FnMut(Uuid, &ActionView<'_>) + Send,
-    ) -> Result<(), DbErr> {
-        let mut query = action::Entity::find()
-            .select_only()
-            .columns([
-                action::Column::SessionId,
-                action::Column::Timestamp,
-                action::Column::Kind,
-                action::Column::Target,
-            ])
-            .filter(action::Column::SessionId.is_in(sessions.iter().copied()))
-            .filter(wanted)
-            .order_by_asc(action::Column::SessionId)
-            .order_by_asc(action::Column::Timestamp)
-            .order_by_asc(action::Column::Track)
-            .order_by_asc(action::Column::Seq);
-        if with_data {
-            query = query.column(action::Column::Data);
-            let query = query.into_query();
-            let mut rows = self
-                .stream::<(Uuid, DateTime<Utc>, String, String, Option<String>)>("actions of sessions", &query)
-                .await?;
-            while let Some((session, timestamp, kind, target, data)) = rows.try_next().await? {
-                let data = data.unwrap_or_default();
-                look(session, &ActionView { timestamp, kind: &kind, target: &target, data: &data });
-            }
-        } else {
-            let query = query.into_query();
-            let mut rows = self.stream::<(Uuid, DateTime<Utc>, String, String)>("actions of sessions", &query).await?;
-            while let Some((session, timestamp, kind, target)) = rows.try_next().await? {
-                look(session, &ActionView { timestamp, kind: &kind, target: &target, data: "" });
-            }
+    ) -> Result<()> {
+        let mut actions = self.actions_in_order(sessions, wanted, with_data).await?;
+        while let Some(ArchivedAction { session, stored: StoredAction { action, .. } }) = actions.next().await? {
+            look(session, &ActionView::from(&action));
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! Counting the actions themselves, which are always exact.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt as _;
 use sea_orm::{
@@ -8,15 +10,16 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::columns::Columns;
+use super::columns::{Columns, key_of_action};
 use crate::{
+    archive::ArchivedAction,
     error::Result,
     model::{ActionCounting, ActionView, Dimension, ERROR_TYPE, GroupKey, SessionId},
     store::{
-        analytics::tally::Tally,
+        analytics::{is_not_archived, tally::Tally},
         entity::{action, session, track},
         question::Question,
-        search::{Matched, action_condition, id_range},
+        search::{Matched, SESSIONS_A_STATEMENT, action_condition, id_range},
     },
 };
 
@@ -36,9 +39,12 @@ impl Question {
         tally: &mut Tally,
     ) -> Result<()> {
         let columns = Columns::of(&counting.group_by, self.backend());
-        for condition in matched.all(&counting.filter, now, self) {
+        let conditions = matched.all(&counting.filter, now, self);
+        let archived = self.archived(&conditions).await?;
+        self.count_archived(counting, &archived, tally).await?;
+        for condition in conditions {
             let mut query = self.actions_to_count(counting);
-            query.cond_where(condition);
+            query.cond_where(condition).and_where(is_not_archived());
             if counting.action.is_of_facets() {
                 columns.select(&mut query, Expr::cust("count(*)"));
                 for row in columns.rows(self, "actions by group", &query).await? {
@@ -46,6 +52,33 @@ impl Question {
                 }
             } else {
                 self.count_one_by_one(counting, query, tally).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same of sessions that are archived.
+    async fn count_archived(
+        &self,
+        counting: &ActionCounting,
+        sessions: &[session::Model],
+        tally: &mut Tally,
+    ) -> Result<()> {
+        let wanted = action_condition(&counting.action, self.is_postgres());
+        let with_data = !counting.action.data.is_empty();
+        for sessions in sessions.chunks(SESSIONS_A_STATEMENT) {
+            let by_id: HashMap<Uuid, &session::Model> = sessions.iter().map(|session| (session.id, session)).collect();
+            let ids: Vec<_> = sessions.iter().map(|session| session.id).collect();
+            let tracks = self.tracks(&ids).await?;
+            let mut actions = self.actions_in_order(&ids, wanted.clone(), with_data).await?;
+            while let Some(ArchivedAction { session, stored }) = actions.next().await? {
+                let started_at = SessionId::from_uuid(session).started_at();
+                if counting.action.matches(started_at, &ActionView::from(&stored.action))
+                    && let Some(session) = by_id.get(&session)
+                {
+                    let tracks = tracks.get(&session.id).map(Vec::as_slice).unwrap_or_default();
+                    tally.add(key_of_action(&counting.group_by, session, tracks, &stored), 1)?;
+                }
             }
         }
         Ok(())

@@ -6,11 +6,12 @@ use sea_orm::{
 };
 
 use crate::{
-    model::{Dimension, GroupKey},
+    model::{Dimension, GroupKey, StoredAction, Track},
     store::{
         entity::{action, session, session_facet, track},
         question::Question,
         search::DirtySession,
+        user::attributes_from_json,
     },
 };
 
@@ -133,6 +134,28 @@ pub(super) fn key_of(
         Dimension::Attribute(key) => session.attributes.get(key).cloned(),
         Dimension::SessionDay => Some(session.id.started_at().date_naive().to_string()),
         Dimension::Source | Dimension::Day | Dimension::Hour => None,
+    };
+    dimensions.iter().map(part).collect()
+}
+
+/// The key of an action.
+pub(super) fn key_of_action(
+    dimensions: &[Dimension],
+    session: &session::Model,
+    tracks: &[Track],
+    stored: &StoredAction,
+) -> GroupKey {
+    let action = &stored.action;
+    let source = || tracks.iter().find(|track| track.number == stored.track).map(|track| track.source.clone());
+    let part = |dimension: &Dimension| match dimension {
+        Dimension::User => session.user_id.clone(),
+        Dimension::Type => Some(action.kind.to_string()),
+        Dimension::Target => Some(action.target.to_string()),
+        Dimension::Source => source(),
+        Dimension::Attribute(key) => attributes_from_json(session.attributes.clone()).remove(key),
+        Dimension::SessionDay => Some(session.started_at.date_naive().to_string()),
+        Dimension::Day => Some(action.timestamp.date_naive().to_string()),
+        Dimension::Hour => Some(action.timestamp.format("%Y-%m-%dT%H").to_string()),
     };
     dimensions.iter().map(part).collect()
 }

@@ -1,0 +1,145 @@
+//! Writing a segment, and reading it back.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, NaiveDate, Utc};
+use sea_orm::{ConnectionTrait as _, FromQueryResult, Statement};
+use uuid::Uuid;
+
+use super::{Sealing, Store, ToArchive};
+use crate::{
+    archive::{ArchivedAction, RowDigest, SegmentFile, Wanted, Written},
+    error::{Error, Result},
+    failpoint,
+    store::{segment::Actions, track::tracks_of},
+};
+
+/// Sessions that are read by one statement.
+const SESSIONS_A_STATEMENT: usize = 200;
+
+/// Rows that are read back at once.
+const ROWS_AT_ONCE: usize = 8_192;
+
+#[derive(FromQueryResult)]
+struct NewSegment {
+    id: i64,
+}
+
+impl Store {
+    /// Writes a segment of sessions, and verifies it. Gives those of them whose actions it has, all of them; none where there
+    /// are no such.
+    pub(super) async fn segment_write(
+        &self,
+        day: NaiveDate,
+        sessions: &[ToArchive],
+        now: DateTime<Utc>,
+    ) -> Result<Option<Sealing>> {
+        let path = new_path(day);
+        let sql = "INSERT INTO segments (day, spare_path, spare_since) VALUES ($1, $2, $3) RETURNING id";
+        let values = [day.into(), path.clone().into(), now.into()];
+        let row = NewSegment::find_by_statement(Statement::from_sql_and_values(self.backend, sql, values));
+        let segment = row.one(&self.write).await?.ok_or(Error::Internal)?.id;
+        failpoint::reach("segment planned");
+        let outcome = self.segment_write_file(&path, sessions, None).await;
+        let (written, sessions) = match outcome {
+            Ok(written) => written,
+            Err(error) => {
+                self.segment_give_up(segment, &path).await;
+                return Err(error);
+            }
+        };
+        if sessions.is_empty() {
+            self.segment_give_up(segment, &path).await;
+            return Ok(None);
+        }
+        self.segment_note(segment, &written).await?;
+        Ok(Some(Sealing { segment, path, sessions }))
+    }
+
+    /// What is known of a file before it is in use.
+    async fn segment_note(&self, segment: i64, written: &Written) -> Result<()> {
+        let sql = "UPDATE segments SET bytes = $1, action_count = $2, digest = $3 WHERE id = $4 AND path IS NULL";
+        let values = [
+            written.file.bytes.cast_signed().into(),
+            written.actions.cast_signed().into(),
+            written.digest.clone().into(),
+            segment.into(),
+        ];
+        self.write.execute_raw(Statement::from_sql_and_values(self.backend, sql, values)).await?;
+        Ok(())
+    }
+
+    /// Writes and verifies a file: of all actions of sessions, or of what another file has of them. Gives the sessions that it
+    /// has whole.
+    pub(super) async fn segment_write_file(
+        &self,
+        path: &str,
+        sessions: &[ToArchive],
+        from: Option<&SegmentFile>,
+    ) -> Result<(Written, Vec<ToArchive>)> {
+        let mut writer = self.archive()?.write(path)?;
+        let mut counts: HashMap<Uuid, i64> = HashMap::new();
+        for sessions in sessions.chunks(SESSIONS_A_STATEMENT) {
+            let ids: Vec<_> = sessions.iter().map(|session| session.id).collect();
+            let users: HashMap<Uuid, Option<&str>> =
+                sessions.iter().map(|session| (session.id, session.user_id.as_deref())).collect();
+            let tracks = tracks_of(&self.read, &ids).await?;
+            let mut actions = match from {
+                None => self.actions_in_order(&ids, true).await?,
+                Some(file) => Actions::of_file(self.archive()?, file, &ids).await?,
+            };
+            while let Some(ArchivedAction { session, stored }) = actions.next().await? {
+                let tracks = tracks.get(&session).map(Vec::as_slice).unwrap_or_default();
+                let source = tracks.iter().find(|track| track.number == stored.track);
+                let source = source.map_or("", |track| track.source.as_str());
+                let user = users.get(&session).copied().flatten();
+                writer.push(session, user, source, &stored).await?;
+                *counts.entry(session).or_default() += 1;
+            }
+        }
+        let written = writer.finish().await?;
+        failpoint::reach("segment written");
+        self.segment_verify(&written.file, &written.digest).await?;
+        failpoint::reach("segment verified");
+        let (whole, others): (Vec<_>, Vec<_>) =
+            sessions.iter().cloned().partition(|session| counts.get(&session.id) == Some(&session.actions));
+        if !others.is_empty() {
+            tracing::warn!(sessions = others.len(), "sessions changed while they were archived, and are left as they are");
+        }
+        Ok((written, whole))
+    }
+
+    /// Reads a segment from its storage, all of it, and compares it with what was written.
+    pub(super) async fn segment_verify(&self, file: &SegmentFile, digest: &str) -> Result<()> {
+        let wanted = Wanted { with_data: true, rows_at_once: ROWS_AT_ONCE, ..Wanted::default() };
+        let mut reader = self.archive()?.read(file, wanted).await?;
+        let mut read = RowDigest::default();
+        while let Some(actions) = reader.next().await? {
+            actions.iter().for_each(|action| read.push(action.session, &action.stored));
+        }
+        if read.finish() == digest {
+            return Ok(());
+        }
+        tracing::error!(path = file.path, "a segment is not what was written");
+        Err(Error::SegmentDamaged)
+    }
+
+    /// Leaves a segment that did not come about to the next tidying up, or removes it at once.
+    async fn segment_give_up(&self, segment: i64, path: &str) {
+        let given_up = async {
+            self.archive()?.remove(path).await?;
+            let sql = "DELETE FROM segments WHERE id = $1 AND path IS NULL AND spare_path = $2";
+            let values = [segment.into(), path.into()];
+            self.write.execute_raw(Statement::from_sql_and_values(self.backend, sql, values)).await?;
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = given_up.await {
+            tracing::warn!(%error, path, "a segment that did not come about is left for later");
+        }
+    }
+}
+
+/// A key that no other file has ever had.
+pub(super) fn new_path(day: NaiveDate) -> String {
+    format!("{day}/{}.parquet", Uuid::now_v7())
+}

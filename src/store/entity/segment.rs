@@ -1,0 +1,34 @@
+//! Segments of the archive.
+
+use sea_orm::entity::prelude::*;
+
+/// A file of old sessions' actions.
+#[derive(Clone, Debug, DeriveEntityModel)]
+#[sea_orm(table_name = "segments")]
+pub struct Model {
+    /// Its number.
+    #[sea_orm(primary_key)]
+    pub id: i64,
+    /// The day on which its sessions started.
+    pub day: Date,
+    /// The file that is read. None before it is written and verified, and after no session is in it any more.
+    pub path: Option<String>,
+    /// Bytes of the file.
+    pub bytes: i64,
+    /// Number of actions in the file.
+    pub action_count: i64,
+    /// The digest of its rows.
+    pub digest: Option<String>,
+    /// A file that nobody reads: one that is being written, or is to be removed.
+    pub spare_path: Option<String>,
+    /// Since when it is there.
+    pub spare_since: Option<DateTimeUtc>,
+    /// How often something in the file has ceased to belong to a session since it was written.
+    pub stale: i64,
+}
+
+/// None are needed: queries name what they join.
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}
