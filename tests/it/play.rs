@@ -308,7 +308,7 @@ async fn small_actions_before_large_ones_do_not_fill_the_memory(backend: Backend
     let windows = [SeqWindow { track: 0, above: 0, up_to: i64::MAX }];
     let query =
         ActionQuery { session, windows: &windows, after: None, from: None, until: None, types: &["click".to_owned()] };
-    let rows = reel.store.action_page(&query, 5_000, 3 << 20).await.unwrap();
+    let rows = reel.store.action_page(&query, 5_000, 3 << 20, &mut None).await.unwrap();
     assert!(rows.bytes < 5 << 20 && !rows.is_last, "{} bytes", rows.bytes);
     let played = reel.play_all(&id).await;
     assert_eq!(played.iter().filter(|action| action.data == data).count(), 60);

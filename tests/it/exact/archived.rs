@@ -1,6 +1,6 @@
 //! The same questions of sessions that are archived, that go on after that, and that are brought back.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use reel::{
     model::{Pin, RetentionPolicy},
@@ -9,7 +9,7 @@ use reel::{
 
 use super::{Asker, PLANS, World, check_index_with, wait_until_indexed};
 use crate::{
-    archive::archive_all,
+    archive::{archive_all, later},
     harness::{Backend, Reel, TestDatabase, end, say_seed, seeds},
     on_both_databases,
 };
@@ -75,9 +75,8 @@ async fn every_answer_is_exact_of_what_is_archived(backend: Backend) {
         check_index_with(&database, &archive).await;
         // Nothing is in a segment any more.
         let nothing = RetentionPolicy::default();
-        for _ in 0..3 {
-            reel.store.retention_apply(&nothing, Utc::now() + chrono::TimeDelta::days(1)).await.unwrap();
-            reel.store.retention_apply(&nothing, Utc::now() + chrono::TimeDelta::days(2)).await.unwrap();
+        for hours in 1..=3 {
+            reel.store.retention_apply(&nothing, later() + TimeDelta::hours(hours)).await.unwrap();
         }
         assert_eq!(database.number("SELECT count(*) FROM segments").await, 0);
         assert_eq!(crate::archive::files(folder.path()), Vec::<String>::new());
