@@ -170,6 +170,20 @@ impl Archive {
         self.storage.get_ranges(&self.key(path), ranges).await
     }
 
+    /// Why a segment cannot be read: a file that is shorter than it should be makes the storage fail.
+    async fn diagnose(&self, file: &SegmentFile, error: &ParquetError) -> Error {
+        match unreadable(&file.path, error) {
+            Error::ArchiveUnavailable => match self.storage.head(&self.key(&file.path)).await {
+                Ok(found) if found.size != file.bytes => {
+                    tracing::error!(path = file.path, found.size, expected = file.bytes, "a segment has lost its size");
+                    Error::SegmentDamaged
+                }
+                _ => Error::ArchiveUnavailable,
+            },
+            other => other,
+        }
+    }
+
     fn footer(&self, file: &SegmentFile) -> Option<Arc<ParquetMetaData>> {
         let mut footers = self.footers.lock().unwrap_or_else(PoisonError::into_inner);
         let index = footers.iter().position(|(known, _)| known == file)?;
@@ -197,7 +211,8 @@ fn remove_parts(file: &std::path::Path) -> std::io::Result<()> {
     };
     for entry in entries {
         let entry = entry?;
-        let is_part = entry.file_name().to_str().and_then(|other| other.strip_prefix(name)?.strip_prefix('#')).is_some();
+        let is_part =
+            entry.file_name().to_str().and_then(|other| other.strip_prefix(name)?.strip_prefix('#')).is_some();
         if is_part {
             std::fs::remove_file(entry.path())?;
         }
@@ -216,10 +231,14 @@ fn failed(path: &str, error: &object_store::Error) -> Error {
 
 /// A segment cannot be read, for its storage or for its contents.
 fn unreadable(path: &str, error: &ParquetError) -> Error {
-    if let ParquetError::External(inner) = error
-        && let Some(error) = inner.downcast_ref::<object_store::Error>()
-    {
-        return failed(path, error);
+    if let ParquetError::External(inner) = error {
+        if let Some(error) = inner.downcast_ref::<object_store::Error>() {
+            return failed(path, error);
+        }
+        if let Some(error) = inner.downcast_ref::<std::io::Error>() {
+            tracing::warn!(%error, path, "the archive failed");
+            return Error::ArchiveUnavailable;
+        }
     }
     tracing::error!(%error, path, "a segment is damaged");
     Error::SegmentDamaged
@@ -231,7 +250,8 @@ mod tests {
 
     #[test]
     fn archives_are_folders_or_buckets() {
-        for right in ["archive", "/var/lib/reel", "file:///var/lib/reel", "s3://bucket", "s3://my-bucket/reel/sessions"] {
+        for right in ["archive", "/var/lib/reel", "file:///var/lib/reel", "s3://bucket", "s3://my-bucket/reel/sessions"]
+        {
             assert!(right.parse::<ArchiveUrl>().is_ok(), "{right}");
         }
         for wrong in ["", "s3://", "s3:///x", "s3://a b", "ftp://x", "file://x", "s3://bucket/a//b"] {

@@ -24,7 +24,14 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use self::{archive::{ArchiveArgs, RestoreArgs}, demo::DemoArgs, import::ImportArgs, index::IndexArgs, play::PlayArgs, retention::RetentionCommand};
+use self::{
+    archive::{ArchiveArgs, RestoreArgs},
+    demo::DemoArgs,
+    import::ImportArgs,
+    index::IndexArgs,
+    play::PlayArgs,
+    retention::RetentionCommand,
+};
 use crate::config::{DatabaseArgs, ServeArgs};
 
 /// Why a subcommand failed, for people.

@@ -71,7 +71,9 @@ pub async fn run(
     let keep_for = humantime::format_duration(args.retention.retention);
     match &args.retention.archive {
         None => tracing::info!(retention = %keep_for, "sessions are forgotten when they are older; 0s is never"),
-        Some(archive) => tracing::info!(%archive, retention = %keep_for, "sessions are archived when they are older; 0s is never"),
+        Some(archive) => {
+            tracing::info!(%archive, retention = %keep_for, "sessions are archived when they are older; 0s is never")
+        }
     }
     let layer = RpcLayer::new(intake, health.readiness(), drain.clone(), args.limits.max_message_bytes);
     let router = builder().layer(layer).add_routes(routes(&services, health_service));

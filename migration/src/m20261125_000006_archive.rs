@@ -13,6 +13,8 @@ const COLUMNS: &[&str] = &[
     // Which sessions are archived, and where.
     "ALTER TABLE sessions ADD COLUMN segment_id bigint",
     "CREATE INDEX sessions_segment ON sessions (segment_id) WHERE segment_id IS NOT NULL",
+    // What is to be cleared up behind sessions that somebody has deleted by hand.
+    "CREATE INDEX facet_days_empty ON facet_days (day) WHERE session_count <= 0",
 ];
 
 /// No index leads from a session to its facets. Its rows do; where they are in a segment, the facets of its day do.
@@ -113,6 +115,7 @@ impl MigrationTrait for Migration {
         let connection = manager.get_connection();
         for sql in [
             erase,
+            "DROP INDEX facet_days_empty",
             "DROP INDEX sessions_segment",
             "ALTER TABLE sessions DROP COLUMN segment_id",
             "ALTER TABLE sessions DROP COLUMN archived_count",

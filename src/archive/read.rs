@@ -103,7 +103,10 @@ impl Archive {
             .with_page_index_policy(PageIndexPolicy::Optional)
             .with_prefetch_hint(Some(prefetch));
         let footer = reader.load_and_finish(Fetch { archive: self, file }, file.bytes).await;
-        let footer = Arc::new(footer.map_err(|error| unreadable(&file.path, &error))?);
+        let footer = match footer {
+            Ok(footer) => Arc::new(footer),
+            Err(error) => return Err(self.diagnose(file, &error).await),
+        };
         self.remember(file, &footer);
         Ok(footer)
     }
@@ -139,31 +142,39 @@ impl Reader {
     }
 
     async fn read(&self, stretch: Stretch) -> Result<Vec<ArchivedAction>> {
-        let damaged = |error: &ParquetError| unreadable(&self.file.path, error);
+        match self.try_read(stretch).await {
+            Ok(Some(actions)) => Ok(actions),
+            Ok(None) => {
+                tracing::error!(path = self.file.path, "a segment has rows that are no actions");
+                Err(Error::SegmentDamaged)
+            }
+            Err(error) => Err(self.archive.diagnose(&self.file, &error).await),
+        }
+    }
+
+    /// None where there are rows that are no actions.
+    async fn try_read(&self, stretch: Stretch) -> Result<Option<Vec<ArchivedAction>>, ParquetError> {
         let groups = self.footer.metadata().row_groups();
         let rows = groups.get(stretch.group).map_or(0, |group| usize::try_from(group.num_rows()).unwrap_or(0));
         let source = Source { archive: self.archive.clone(), file: self.file.clone() };
         let leaves = OF_ACTIONS.into_iter().filter(|column| self.with_data || *column != DATA);
         let projection = ProjectionMask::leaves(self.footer.parquet_schema(), leaves);
-        let batches = ParquetRecordBatchStreamBuilder::new_with_metadata(source, self.footer.clone())
+        let mut batches = ParquetRecordBatchStreamBuilder::new_with_metadata(source, self.footer.clone())
             .with_row_groups(vec![stretch.group])
             .with_row_selection(RowSelection::from_consecutive_ranges(std::iter::once(stretch.rows), rows))
             .with_projection(projection)
             .with_batch_size(BATCH_ROWS)
-            .build()
-            .map_err(|error| damaged(&error))?;
-        tokio::pin!(batches);
+            .build()?;
         let mut actions = Vec::new();
-        while let Some(batch) = batches.try_next().await.map_err(|error| damaged(&error))? {
+        while let Some(batch) = batches.try_next().await? {
             let is_whole = Columns::of(&batch).is_some_and(|columns| {
                 (0..batch.num_rows()).all(|row| self.take(&columns, row, &mut actions).is_some())
             });
             if !is_whole {
-                tracing::error!(path = self.file.path, "a segment has rows that are no actions");
-                return Err(Error::SegmentDamaged);
+                return Ok(None);
             }
         }
-        Ok(actions)
+        Ok(Some(actions))
     }
 
     /// Takes a row, if it is wanted. None where it is not an action.
@@ -200,7 +211,8 @@ impl Reader {
             });
             for (page, location) in locations.iter().enumerate() {
                 let first = usize::try_from(location.first_row_index).unwrap_or(0);
-                let end = locations.get(page + 1).map_or(rows, |next| usize::try_from(next.first_row_index).unwrap_or(0));
+                let end =
+                    locations.get(page + 1).map_or(rows, |next| usize::try_from(next.first_row_index).unwrap_or(0));
                 let may_have_sessions = self.may_have(sessions.min_value(page), sessions.max_value(page));
                 let may_have_times = match times {
                     Some(ColumnIndexMetaData::INT64(times)) if has_same_pages => {

@@ -33,7 +33,8 @@ use crate::{
 
 /// What keeps a session's actions from being archived: it goes on, it is pinned, it is not in the index as it is, or all of
 /// them are archived already. Conditions on `sessions` joined with `tracks`, with the time as first parameter.
-const MAY_BE_ARCHIVED: &str = "sessions.ended_at IS NOT NULL AND (sessions.pinned_until IS NULL OR sessions.pinned_until <= $1)";
+const MAY_BE_ARCHIVED: &str =
+    "sessions.ended_at IS NOT NULL AND (sessions.pinned_until IS NULL OR sessions.pinned_until <= $1)";
 const IS_TO_BE_ARCHIVED: &str = "sum(tracks.last_seq) > sessions.archived_count \
     AND sum(tracks.last_seq) = sessions.action_count AND sum(CASE WHEN tracks.dirty THEN 1 ELSE 0 END) = 0";
 
@@ -88,8 +89,7 @@ impl Store {
 
     /// Archives what can be archived of a day. Broken off, it has archived whole sessions, or none.
     pub(super) async fn day_archive(&self, day: NaiveDate, now: DateTime<Utc>) -> Result<ExpiredDay> {
-        let mut gone =
-            ExpiredDay { day, reason: ExpiryReason::Archive, sessions: 0, actions: 0, bytes: 0, kept: 0 };
+        let mut gone = ExpiredDay { day, reason: ExpiryReason::Archive, sessions: 0, actions: 0, bytes: 0, kept: 0 };
         let sessions = self.sessions_to_archive(day, now).await?;
         let drops = self.may_drop_actions(day, &sessions).await?;
         let mut sealing = Vec::new();
@@ -143,7 +143,8 @@ mod tests {
 
     #[test]
     fn a_segment_ends_with_the_session_that_fills_it() {
-        let session = |actions| ToArchive { id: Uuid::nil(), user_id: None, segment_id: None, archived_count: 0, actions };
+        let session =
+            |actions| ToArchive { id: Uuid::nil(), user_id: None, segment_id: None, archived_count: 0, actions };
         let lengths = |actions: &[i64]| {
             let sessions: Vec<_> = actions.iter().copied().map(session).collect();
             portions(&sessions).map(<[_]>::len).collect::<Vec<_>>()

@@ -119,8 +119,7 @@ fn place_of(action: &ArchivedAction) -> (Uuid, Position) {
 }
 
 fn from_row((session, timestamp, track, seq, kind, target, data): Row) -> ArchivedAction {
-    let action =
-        Action { timestamp, kind: kind.into(), target: target.into(), data: data.unwrap_or_default().into() };
+    let action = Action { timestamp, kind: kind.into(), target: target.into(), data: data.unwrap_or_default().into() };
     ArchivedAction { session, stored: StoredAction { track, seq, action } }
 }
 
@@ -151,8 +150,8 @@ fn rows_of(wanted: Condition, with_data: bool) -> SelectStatement {
 
 /// The places of those of some sessions that are archived.
 fn places_of(sessions: &[Uuid]) -> SelectStatement {
-    let is_its_segment = Expr::col((segment::Entity, segment::Column::Id))
-        .equals((session::Entity, session::Column::SegmentId));
+    let is_its_segment =
+        Expr::col((segment::Entity, segment::Column::Id)).equals((session::Entity, session::Column::SegmentId));
     Query::select()
         .column((session::Entity, session::Column::Id))
         .column((segment::Entity, segment::Column::Path))
@@ -229,12 +228,8 @@ impl Store {
     ) -> Result<Vec<Row>, DbErr> {
         let mut range = Condition::all().add(action::Column::SessionId.between(first, last));
         if let Some((session, timestamp, track, seq)) = after {
-            let place = [
-                action::Column::SessionId,
-                action::Column::Timestamp,
-                action::Column::Track,
-                action::Column::Seq,
-            ];
+            let place =
+                [action::Column::SessionId, action::Column::Timestamp, action::Column::Track, action::Column::Seq];
             let values = [Expr::val(session), Expr::val(timestamp), Expr::val(track), Expr::val(seq)];
             range = range.add(Expr::tuple(place.map(Expr::col)).gt(Expr::tuple(values)));
         }

@@ -1,12 +1,37 @@
 //! The archive: sessions whose actions are in segments are found, played, counted and erased as before, and nothing is lost on
 //! the way there, whatever dies and whatever fails.
 
-use std::path::Path;
+mod erase;
+mod faults;
+mod kills;
+
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use reel::model::{ArchivePolicy, RetentionPolicy, RetentionReport};
+use reel::{
+    model::{ArchivePolicy, Pin, RetentionPolicy, RetentionReport},
+    proto::{Action, PlaySessionRequest, SessionEnd, SessionStart, play_session_request::Begin},
+};
+use tempfile::TempDir;
 
-use crate::harness::Reel;
+use crate::{
+    crash::process::reel as reel_command,
+    exact::wait_until_indexed,
+    harness::{
+        Backend, NOON_MS, Reel, TestDatabase, action, batch, clicks, end, play, reason, session_id, start, user,
+    },
+    on_both_databases,
+};
+
+on_both_databases!(
+    an_archived_session_is_played_through_the_same_pages_and_cursors,
+    an_archived_session_takes_what_comes_late_and_knows_what_comes_again,
+    playing_and_recording_go_on_while_sessions_are_archived,
+    two_processes_archive_at_once,
+);
 
 /// Later than all sessions of tests.
 pub fn later() -> DateTime<Utc> {
@@ -43,4 +68,212 @@ pub fn files(folder: &Path) -> Vec<String> {
     }
     files.sort();
     files
+}
+
+/// Records so many sessions of some hundred actions on two tracks, all of which end, and gives their ids.
+pub async fn record_sessions(reel: &Reel, database: &TestDatabase, sessions: i64) -> Vec<String> {
+    let mut ids = Vec::new();
+    for number in 0..sessions {
+        let id = session_id(NOON_MS + number * 3_600_000);
+        let mut requests = vec![start(&id, SessionStart { user: Some(user("ada", "")), ..Default::default() })];
+        for (source, count) in [("main", 150 + number), ("backend", 20)] {
+            let actions = (0..count).map(|offset| {
+                let mut action = action(offset * 37, "click", &format!("{source} {}", offset % 13));
+                action.data = format!("{{\"n\": {offset},  \"of\": \"{number} \u{1F3AC}\"}}");
+                action
+            });
+            requests.push(batch("", source, 1, actions.collect()));
+        }
+        requests.push(end("", SessionEnd::default()));
+        reel.record(requests).await.unwrap();
+        ids.push(id);
+    }
+    wait_until_indexed(database).await;
+    ids
+}
+
+/// Everything of these sessions, as it is played.
+pub async fn play_each(reel: &Reel, ids: &[String]) -> Vec<Vec<Action>> {
+    let mut played = Vec::new();
+    for id in ids {
+        played.push(reel.play_all(id).await);
+    }
+    played
+}
+
+async fn with_archive(backend: Backend) -> (Reel, TestDatabase, TempDir) {
+    let (database, folder) = (TestDatabase::new(backend).await, tempfile::tempdir().unwrap());
+    let reel = Reel::start_on(&database, &["--archive", folder.path().to_str().unwrap()]).await;
+    (reel, database, folder)
+}
+
+/// A request for a part of a session.
+fn part(id: &str, of: impl FnOnce(&mut PlaySessionRequest)) -> PlaySessionRequest {
+    let mut request = play(id);
+    of(&mut request);
+    request
+}
+
+async fn an_archived_session_is_played_through_the_same_pages_and_cursors(backend: Backend) {
+    let (reel, database, _folder) = with_archive(backend).await;
+    let id = session_id(NOON_MS);
+    let actions: Vec<_> = (0..6_000)
+        .map(|offset| {
+            let mut action = action(offset, if offset % 3 == 0 { "input" } else { "click" }, &format!("{offset}"));
+            action.data = format!("\"{}\"", "x".repeat(usize::try_from(offset % 300).unwrap()));
+            action
+        })
+        .collect();
+    let mut requests = vec![start(&id, SessionStart::default())];
+    requests
+        .extend(actions.chunks(500).zip(0..).map(|(chunk, number)| batch("", "", 1 + 500 * number, chunk.to_vec())));
+    requests.push(batch("", "other", 1, clicks(0..50)));
+    requests.push(end("", SessionEnd::default()));
+    reel.record(requests).await.unwrap();
+    let others = record_sessions(&reel, &database, 3).await;
+    let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 500_000_000 });
+    let parts = || {
+        vec![
+            part(&id, |_| {}),
+            part(&id, |request| request.begin = Some(Begin::From(seconds(2).unwrap()))),
+            part(&id, |request| request.until = seconds(3)),
+            part(&id, |request| request.types = vec!["input".to_owned()]),
+            part(&id, |request| request.sources = vec!["other".to_owned()]),
+            part(&others[1], |request| request.begin = Some(Begin::From(seconds(1).unwrap()))),
+        ]
+    };
+    let mut hot = Vec::new();
+    for request in parts() {
+        hot.push(reel.play(request).await.unwrap());
+    }
+    archive_all(&reel).await;
+    assert_eq!(database.number("SELECT count(*) FROM actions").await, 0);
+    for (request, hot) in parts().into_iter().zip(&hot) {
+        let archived = reel.play(request).await.unwrap();
+        assert_eq!(archived.actions, hot.actions);
+        assert_eq!(archived.end_cursor, hot.end_cursor);
+    }
+    // From every cursor that was given before, to the end.
+    for (count, cursor) in &hot[0].pages {
+        let rest = reel.play(part(&id, |request| request.begin = Some(Begin::Cursor(cursor.clone())))).await.unwrap();
+        assert_eq!(rest.actions, hot[0].actions[*count..], "after {count}");
+    }
+    reel.stop().await;
+    // Who does not know where the archive is says so, and still finds the session.
+    let reel = Reel::start_on(&database, &[]).await;
+    assert_eq!(reason(&reel.play(play(&id)).await.err().unwrap()), "ARCHIVE_NOT_CONFIGURED");
+    assert!(reel.get(&id).await.is_ok());
+    reel.stop().await;
+}
+
+async fn an_archived_session_takes_what_comes_late_and_knows_what_comes_again(backend: Backend) {
+    let (reel, database, _folder) = with_archive(backend).await;
+    let ids = record_sessions(&reel, &database, 2).await;
+    archive_all(&reel).await;
+    let before = reel.play_all(&ids[0]).await;
+    let sent: Vec<_> = before.iter().filter(|action| action.source == "backend").cloned().collect();
+    let again: Vec<_> = sent.iter().map(|sent| Action { seq: 0, source: String::new(), ..sent.clone() }).collect();
+    // What is stored already is a duplicate, what differs is a conflict, what is new is stored.
+    let mut batch = again.clone();
+    batch[3].target = "another".to_owned();
+    batch.push(action(100_000, "error", "late"));
+    let receipt = reel.append(&ids[0], "backend", 1, batch).await.unwrap();
+    assert_eq!((receipt.duplicate_count, receipt.accepted_count, receipt.rejected_count), (19, 1, 1));
+    assert_eq!(receipt.rejections[0].seq, 4);
+    let after = reel.play_all(&ids[0]).await;
+    assert_eq!(after.len(), before.len() + 1);
+    assert_eq!(after.last().unwrap().target, "late");
+    // In between, too: it was committed after the archive's, and happened before its last.
+    reel.append(&ids[0], "", 151, vec![action(1, "click", "early")]).await.unwrap();
+    let merged = reel.play_all(&ids[0]).await;
+    assert_eq!(merged.iter().position(|action| action.target == "early"), Some(2));
+    wait_until_indexed(&database).await;
+    archive_all(&reel).await;
+    assert_eq!(reel.play_all(&ids[0]).await, merged);
+    assert_eq!(database.number("SELECT count(*) FROM actions").await, 0);
+    reel.stop().await;
+}
+
+async fn playing_and_recording_go_on_while_sessions_are_archived(backend: Backend) {
+    let (reel, database, _folder) = with_archive(backend).await;
+    let ids = record_sessions(&reel, &database, 6).await;
+    let before = play_each(&reel, &ids).await;
+    let archiving = async {
+        for _ in 0..4 {
+            archive_all(&reel).await;
+            for id in reel.store.sessions_archived(DateTime::UNIX_EPOCH, later()).await.unwrap() {
+                let pin = Pin { until: DateTime::UNIX_EPOCH, reason: String::new() };
+                reel.store.session_restore(id, &pin).await.unwrap();
+            }
+        }
+        archive_all(&reel).await;
+    };
+    let is_over = AtomicBool::new(false);
+    let playing = async {
+        let mut rounds = 0;
+        while !is_over.load(Ordering::Relaxed) {
+            for (id, before) in ids.iter().zip(&before) {
+                // A page at a time, so that the session moves while it is played.
+                let request = part(id, |request| request.speed = 40.0);
+                let played = reel.play(request).await.unwrap().actions;
+                assert_eq!(&played[..before.len()], before.as_slice());
+            }
+            rounds += 1;
+        }
+        rounds
+    };
+    let recording = async {
+        let live = reel.start_session().await;
+        let mut seq = 1;
+        while !is_over.load(Ordering::Relaxed) {
+            let receipt = reel.append(&live, "", seq, clicks(seq..seq + 5)).await.unwrap();
+            assert_eq!(receipt.accepted_count, 5);
+            seq += 5;
+        }
+        assert_eq!(reel.play_all(&live).await.len(), usize::try_from(seq - 1).unwrap());
+        seq
+    };
+    let archiving = async {
+        archiving.await;
+        is_over.store(true, Ordering::Relaxed);
+    };
+    let ((), rounds, seq) = tokio::join!(archiving, playing, recording);
+    assert!(rounds > 0 && seq > 5, "{rounds} {seq}");
+    assert_eq!(play_each(&reel, &ids).await, before);
+    reel.stop().await;
+}
+
+async fn two_processes_archive_at_once(backend: Backend) {
+    let (reel, database, folder) = with_archive(backend).await;
+    let ids = record_sessions(&reel, &database, 8).await;
+    let before = play_each(&reel, &ids).await;
+    let run = async || {
+        let archive = folder.path().to_str().unwrap();
+        let output =
+            reel_command(&["archive", "--archive", archive, "--before", "2027-01-01", "--database-url", &database.url])
+                .output()
+                .await;
+        let output = output.unwrap();
+        // One may find the other at it.
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() || text.contains("another process"), "{text}");
+    };
+    tokio::join!(run(), run(), run());
+    archive_all(&reel).await;
+    assert_eq!(play_each(&reel, &ids).await, before);
+    assert_eq!(database.number("SELECT count(*) FROM actions").await, 0);
+    tidy(&reel).await;
+    assert_eq!(
+        files(folder.path()).len(),
+        usize::try_from(database.number("SELECT count(*) FROM segments").await).unwrap()
+    );
+    assert_eq!(database.number("SELECT count(*) FROM segments WHERE stale <> 0 OR spare_path IS NOT NULL").await, 0);
+    reel.stop().await;
+}
+
+/// Lets so much time pass that nothing is left to tidy up.
+pub async fn tidy(reel: &Reel) {
+    for hours in 1..=4 {
+        reel.store.retention_apply(&RetentionPolicy::default(), later() + TimeDelta::hours(hours)).await.unwrap();
+    }
 }

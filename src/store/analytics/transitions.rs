@@ -85,13 +85,15 @@ impl Store {
     pub async fn transitions(&self, counting: &TransitionCounting, now: DateTime<Utc>) -> Result<Transitions> {
         self.question(async |question| {
             let matched = question.matched(&counting.filter, Depth::Tracks, now).await?;
-            let mut following = Following { counting, names: Names::default(), gaps: HashMap::new(), count: 0, before: None };
+            let mut following =
+                Following { counting, names: Names::default(), gaps: HashMap::new(), count: 0, before: None };
             let conditions = matched.all(&counting.filter, now, question);
             let archived = question.archived(&conditions).await?;
             for sessions in archived.chunks(SESSIONS_A_STATEMENT) {
                 let ids: Vec<_> = sessions.iter().map(|session| session.id).collect();
                 let mut actions = question.actions_in_order(&ids, Condition::all(), false).await?;
-                while let Some(ArchivedAction { session, stored: StoredAction { action, .. } }) = actions.next().await? {
+                while let Some(ArchivedAction { session, stored: StoredAction { action, .. } }) = actions.next().await?
+                {
                     if counting.types.is_empty() || counting.types.iter().any(|kind| *kind == *action.kind) {
                         following.push(session, action.timestamp, action.kind.into(), action.target.into())?;
                     }

@@ -75,8 +75,7 @@ async fn archived_digests(
     let id = session.as_uuid();
     let mut digests = HashMap::new();
     for file in store.segments_of(&[id]).await?.into_keys() {
-        let wanted =
-            Wanted { sessions: Some(&[id]), with_data: true, rows_at_once: ROWS_AT_ONCE, ..Wanted::default() };
+        let wanted = Wanted { sessions: Some(&[id]), with_data: true, rows_at_once: ROWS_AT_ONCE, ..Wanted::default() };
         let mut reader = store.archive()?.read(&file, wanted).await?;
         while let Some(actions) = reader.next().await? {
             let of_track = actions.into_iter().map(|action| action.stored).filter(|stored| stored.track == track);

@@ -40,12 +40,16 @@ pub struct SegmentCheck {
 impl Store {
     /// Makes segments and their files agree with the sessions. What fails is tried again the next time.
     pub(in crate::store) async fn segments_tidy(&self, now: DateTime<Utc>) -> Result<()> {
-        let is_untidy = Condition::any().add(segment::Column::SparePath.is_not_null()).add(segment::Column::Stale.ne(0));
+        let is_untidy =
+            Condition::any().add(segment::Column::SparePath.is_not_null()).add(segment::Column::Stale.ne(0));
         let untidy = segment::Entity::find().filter(is_untidy).order_by_asc(segment::Column::Id);
         let untidy = untidy.all(&self.write).await?;
         if self.archive.is_none() {
             if !untidy.is_empty() {
-                tracing::warn!(segments = untidy.len(), "segments are not tidied up: this process runs without --archive");
+                tracing::warn!(
+                    segments = untidy.len(),
+                    "segments are not tidied up: this process runs without --archive"
+                );
             }
             return Ok(());
         }
@@ -67,7 +71,8 @@ impl Store {
     /// Removes a file that nobody reads.
     async fn spare_remove(&self, row: &segment::Model, spare: &str, now: DateTime<Utc>) -> Result<()> {
         // One without a digest was not completed.
-        let left = if row.digest.is_none() || row.path.is_some() && row.stale != 0 { WRITERS_LEFT } else { READERS_LEFT };
+        let left =
+            if row.digest.is_none() || row.path.is_some() && row.stale != 0 { WRITERS_LEFT } else { READERS_LEFT };
         if row.spare_since.is_some_and(|since| now - since < left) {
             return Ok(());
         }
@@ -94,7 +99,8 @@ impl Store {
             return Ok(self.segment_retire(row.id, path, now).await?);
         }
         let fresh = new_path(row.day);
-        let sql = "UPDATE segments SET spare_path = $1, spare_since = $2 WHERE id = $3 AND path = $4 AND spare_path IS NULL";
+        let sql =
+            "UPDATE segments SET spare_path = $1, spare_since = $2 WHERE id = $3 AND path = $4 AND spare_path IS NULL";
         let values = [fresh.clone().into(), now.into(), row.id.into(), path.into()];
         let noted = self.write.execute_raw(Statement::from_sql_and_values(self.backend, sql, values)).await?;
         if noted.rows_affected() == 0 {

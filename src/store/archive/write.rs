@@ -104,7 +104,10 @@ impl Store {
         let (whole, others): (Vec<_>, Vec<_>) =
             sessions.iter().cloned().partition(|session| counts.get(&session.id) == Some(&session.actions));
         if !others.is_empty() {
-            tracing::warn!(sessions = others.len(), "sessions changed while they were archived, and are left as they are");
+            tracing::warn!(
+                sessions = others.len(),
+                "sessions changed while they were archived, and are left as they are"
+            );
         }
         Ok((written, whole))
     }

@@ -15,13 +15,18 @@ struct Row {
 
 /// Removes the rows of a session, whose actions are still there and whose own row is locked or gone: no index leads from a
 /// session to its facets, but its actions do; or, where they are archived, the facets of its day.
-pub(in crate::store) async fn in_txn(tx: &DatabaseTransaction, session: SessionId, is_archived: bool) -> Result<(), DbErr> {
+pub(in crate::store) async fn in_txn(
+    tx: &DatabaseTransaction,
+    session: SessionId,
+    is_archived: bool,
+) -> Result<(), DbErr> {
     let (backend, collation) = match tx.get_database_backend() {
         sea_orm::DatabaseBackend::Postgres => (sea_orm::DatabaseBackend::Postgres, "COLLATE \"C\""),
         other => (other, ""),
     };
     let day = session.started_at().date_naive();
-    let of_day = if is_archived { format!("UNION SELECT facet_id FROM facet_days WHERE day = '{day}'") } else { String::new() };
+    let of_day =
+        if is_archived { format!("UNION SELECT facet_id FROM facet_days WHERE day = '{day}'") } else { String::new() };
     let rows = format!(
         "session_id = $1 AND facet_id IN (SELECT facets.id FROM actions JOIN facets \
          ON facets.type = actions.type {collation} AND facets.target = actions.target {collation} \

@@ -212,7 +212,11 @@ async fn clean_tracks(tx: &DatabaseTransaction, readings: &[&Reading]) -> Result
 }
 
 impl Table {
-    pub(in crate::store) async fn run(&self, connection: &impl ConnectionTrait, rows: Vec<Vec<Value>>) -> Result<(), DbErr> {
+    pub(in crate::store) async fn run(
+        &self,
+        connection: &impl ConnectionTrait,
+        rows: Vec<Vec<Value>>,
+    ) -> Result<(), DbErr> {
         for statement in self.statements(connection.get_database_backend(), rows) {
             connection.execute_raw(statement).await?;
         }

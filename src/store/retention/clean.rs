@@ -33,7 +33,9 @@ impl Store {
         struct Row {
             id: String,
         }
-        let Some(before) = policy.forgets_after().and_then(|keep_for| now.checked_sub_signed(keep_for)) else { return Ok(0) };
+        let Some(before) = policy.forgets_after().and_then(|keep_for| now.checked_sub_signed(keep_for)) else {
+            return Ok(0);
+        };
         let (mut after, mut gone) = (String::new(), 0);
         loop {
             let sql = format!(
@@ -54,7 +56,7 @@ impl Store {
 
     /// Removes what nothing refers to, and gives the disk back what is free.
     pub(super) async fn clean_up(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<()> {
-        let sweeps = self.has_erased.swap(false, Ordering::AcqRel);
+        let sweeps = self.has_erased.swap(false, Ordering::AcqRel) || self.has_empty_days().await?;
         if sweeps && let Err(error) = self.facets_sweep().await {
             self.has_erased.store(true, Ordering::Release);
             return Err(error);
@@ -69,6 +71,12 @@ impl Store {
         self.give_back().await?;
         // Something was erased.
         if sweeps { self.write_back().await } else { Ok(()) }
+    }
+
+    /// Whether the roll-up says anything of no session: somebody has deleted sessions by hand. Uses `facet_days_empty`.
+    async fn has_empty_days(&self) -> Result<bool> {
+        let sql = "SELECT day FROM facet_days WHERE session_count <= 0 LIMIT 1";
+        Ok(self.read.query_one_raw(Statement::from_string(self.backend, sql)).await?.is_some())
     }
 
     /// Removes facets that are in no session, and what the roll-up says of none. Indexers wait meanwhile, and see before they

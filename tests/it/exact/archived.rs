@@ -98,7 +98,8 @@ async fn end_most(world: &mut World, reel: &Reel, rng: &mut StdRng) {
 async fn check_playbacks(reel: &Reel, world: &World) {
     for recorded in world.sessions.values() {
         let played = reel.play_all(&recorded.id).await;
-        let played: Vec<_> = played.iter().map(|action| (action.seq, &*action.source, &*action.target, &*action.data)).collect();
+        let played: Vec<_> =
+            played.iter().map(|action| (action.seq, &*action.source, &*action.target, &*action.data)).collect();
         let acts: Vec<_> = recorded.acts.iter().map(|act| (act.seq, act.source, act.target, &*act.data)).collect();
         assert_eq!(played, acts, "{}", recorded.id);
     }
