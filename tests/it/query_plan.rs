@@ -114,7 +114,8 @@ impl Plans {
     fn use_index(&self, name: &str, postgres: &[&str], sqlite: &[&str]) -> &Self {
         let wanted = if self.0 == Backend::Postgres { postgres } else { sqlite };
         let plans: Vec<_> = self.2.iter().filter(|plan| plan.name == name).collect();
-        assert!(!plans.is_empty(), "{}: there is no `{name}` among {:?}", self.1, self.2);
+        let names: Vec<_> = self.2.iter().map(|plan| plan.name).collect();
+        assert!(!plans.is_empty(), "{}: there is no `{name}` among {names:?}", self.1);
         for plan in plans {
             let uses = wanted.iter().any(|index| plan.plan.contains(index));
             assert!(uses, "{}: `{name}` uses none of {wanted:?}:\n{}", self.1, plan.plan);
@@ -291,7 +292,7 @@ async fn deep_searches(reel: &Reel, backend: Backend) {
     assert_eq!(answer.actions.len(), 23);
     let plans = Plans(backend, "actions of a facet", reel.store.plans_record());
     plans.never_scan(&READ_BY_PART);
-    plans.use_index("actions of a session", &["_pkey"], &["SEARCH actions USING PRIMARY KEY"]);
+    plans.use_index("actions of sessions", &["_pkey"], &["SEARCH actions USING PRIMARY KEY"]);
 }
 
 async fn counts(reel: &Reel, backend: Backend) {
