@@ -34,6 +34,8 @@ use support::{
 };
 use tokio::time::Instant;
 
+#[path = "lifecycle/cold.rs"]
+mod cold;
 mod support;
 
 #[tokio::main]
@@ -53,11 +55,22 @@ async fn measure(arguments: Arguments) -> Result<()> {
     let actions = arguments.scale(4_000, 1_000_000, 5_000_000);
     let archive = Archive::record(&postgres, "expired", 1, actions, arguments.seed).await?;
     let day = (archive.until - TimeDelta::days(1), archive.until);
+    let recorded = cold::Recorded {
+        sessions: actions as f64 / 50.0,
+        json_lines_bytes: archive.json_lines_bytes,
+        gzip_bytes: archive.gzip_bytes,
+        until: archive.until,
+    };
     archive.reel.stop().await?;
     archive.connection.close().await?;
     let mut connection = PgConnection::connect(&postgres.url("postgres")).await?;
-    connection.execute("CREATE DATABASE deleted TEMPLATE expired STRATEGY file_copy").await?;
-    progress("a day is there twice");
+    for copy in ["deleted", "archived"] {
+        let sql = format!("CREATE DATABASE {copy} TEMPLATE expired STRATEGY file_copy");
+        connection.execute(AssertSqlSafe(sql)).await?;
+    }
+    progress("a day is there three times");
+    let cold = cold::measure(&arguments, &postgres, ("deleted", "archived"), &recorded).await?;
+    print("archived sessions", &cold, arguments.json);
 
     let store = Store::open(&postgres.url("expired").parse()?, 4).await?;
     let policy = RetentionPolicy { keep_for: Some(TimeDelta::days(7)), ..RetentionPolicy::default() };

@@ -6,6 +6,7 @@
 
 mod format;
 mod read;
+mod table;
 mod write;
 
 use std::{
@@ -27,6 +28,7 @@ use parquet::{errors::ParquetError, file::metadata::ParquetMetaData};
 pub use self::{
     format::{ArchivedAction, RowDigest},
     read::{Reader, Wanted},
+    table::{TableRow, TableWriter, read_table},
     write::{SEGMENT_ACTIONS, SegmentWriter, Written},
 };
 use crate::error::{Error, Result};

@@ -30,6 +30,8 @@ pub struct Archive {
     pub actions: usize,
     /// Bytes of all actions as plain JSON Lines.
     pub json_lines_bytes: f64,
+    /// Bytes of the same compressed with gzip, as far as those of the first sessions tell.
+    pub gzip_bytes: f64,
     /// The end of the days.
     pub until: DateTime<Utc>,
 }
@@ -42,7 +44,7 @@ impl Archive {
         let channels = reel.connect(4).await?;
         let mut connection = PgConnection::connect(&url).await?;
         let until = Utc::now().date_naive().and_time(NaiveTime::MIN).and_utc();
-        let mut json_lines_bytes = 0.0;
+        let (mut json_lines_bytes, mut gzip_ratio) = (0.0, 0.0);
         let chunks = actions.div_ceil(CHUNK);
         for chunk in 0..chunks {
             let mut workload = Workload::generate(&Plan {
@@ -56,7 +58,11 @@ impl Archive {
             });
             name_routes(&mut workload);
             let workload = Arc::new(workload);
-            json_lines_bytes += workload.json_lines_bytes() as f64;
+            let bytes = workload.json_lines_bytes() as f64;
+            json_lines_bytes += bytes;
+            if chunk == 0 {
+                gzip_ratio = workload.gzip_bytes() as f64 / bytes;
+            }
             let ids = workload.mint();
             start_sessions(&channels, &ids).await?;
             Upload::new(Rpc::StreamActions, &workload, &ids).send(&channels).await?;
@@ -68,7 +74,8 @@ impl Archive {
         connection.execute("VACUUM (ANALYZE)").await?;
         connection.execute("CHECKPOINT").await?;
         let channel = channels.into_iter().next().ok_or("no connection")?;
-        Ok(Self { reel, channel, connection, actions, json_lines_bytes, until })
+        let gzip_bytes = json_lines_bytes * gzip_ratio;
+        Ok(Self { reel, channel, connection, actions, json_lines_bytes, gzip_bytes, until })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Realistic actions, the same for the same seed: live sessions, interleaved, whose actions arrive in batches.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, io::Write as _};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -101,9 +101,22 @@ impl Workload {
 
     /// How many bytes its actions take as plain JSON Lines, as `reel play` prints them.
     pub fn json_lines_bytes(&self) -> usize {
+        let mut bytes = 0;
+        self.each_json_line(|line| bytes += line.len());
+        bytes
+    }
+
+    /// How many bytes these lines take compressed with gzip, all of them together.
+    pub fn gzip_bytes(&self) -> usize {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        // Writing to memory cannot fail.
+        self.each_json_line(|line| drop(gzip.write_all(line.as_bytes())));
+        gzip.finish().map_or(0, |bytes| bytes.len())
+    }
+
+    fn each_json_line(&self, mut take: impl FnMut(&str)) {
         let id = SessionId::mint(DateTime::UNIX_EPOCH);
         let mut line = String::new();
-        let mut bytes = 0;
         for batch in self.senders.iter().flatten() {
             for (action, seq) in batch.actions.iter().zip(batch.first_seq..) {
                 line.clear();
@@ -114,10 +127,9 @@ impl Workload {
                     r#"{{"session":"{id}","source":"main","seq":{seq},"timestamp":{millis},"type":"{}","target":"{}","data":{}}}"#,
                     action.r#type, action.target, action.data
                 );
-                bytes += line.len();
+                take(&line);
             }
         }
-        bytes
     }
 }
 

@@ -9,7 +9,10 @@ use std::{
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
-use super::{entry::Entry, recording::Place};
+use super::{
+    entry::{About, Entry},
+    recording::Place,
+};
 use crate::{
     cli::{Failure, time},
     model::SessionId,
@@ -52,6 +55,7 @@ struct Session {
     /// Whether its start is to be sent before its next batch.
     starts: bool,
     user: Option<User>,
+    about: Option<About>,
     last_micros: i64,
     tracks: Vec<Track>,
 }
@@ -83,11 +87,16 @@ impl Batches {
     pub(in crate::cli) fn take(&mut self, entry: Entry<'_>, place: &Place<'_>) -> Result<(), Failure> {
         let session_index = self.find(&entry);
         let session = &mut self.sessions[session_index];
-        session.last_micros = session.last_micros.max(entry.micros);
         if session.user.is_none() && entry.user.is_some() {
             session.user = entry.user;
             session.starts = true;
         }
+        if session.about.is_none() && entry.about.is_some() {
+            session.about = entry.about;
+            session.starts = true;
+        }
+        let Some((micros, action)) = entry.action else { return Ok(()) };
+        session.last_micros = session.last_micros.max(micros);
         let track_index = session.find(&entry.source);
         let track = &mut session.tracks[track_index];
         let seq = entry.seq.unwrap_or(track.next_seq);
@@ -95,11 +104,11 @@ impl Batches {
             return Err(format!("{place}: seq {seq} of source {} was there already", track.source).into());
         }
         if seq > track.next_seq {
-            track.waiting.insert(seq, (entry.action, place.to_string()));
+            track.waiting.insert(seq, (action, place.to_string()));
             self.waiting_count += 1;
             return if self.waiting_count > MAX_WAITING { self.check_waiting() } else { Ok(()) };
         }
-        self.add(session_index, track_index, entry.action);
+        self.add(session_index, track_index, action);
         loop {
             let track = &mut self.sessions[session_index].tracks[track_index];
             let Some((action, _)) = track.waiting.remove(&track.next_seq) else { return Ok(()) };
@@ -123,8 +132,10 @@ impl Batches {
     pub(in crate::cli) fn finish(&mut self, end_sessions: bool) -> Result<(), Failure> {
         self.flush();
         self.check_waiting()?;
+        // Sessions without actions were not started by them.
+        self.ready.extend(self.sessions.iter_mut().filter_map(Session::start));
         if end_sessions {
-            self.ready.extend(self.sessions.iter().map(Session::end));
+            self.ready.extend(self.sessions.iter().filter_map(Session::end));
         }
         Ok(())
     }
@@ -148,6 +159,7 @@ impl Batches {
             is_named: brought.is_none(),
             starts: true,
             user: None,
+            about: None,
             last_micros: 0,
             tracks: Vec::new(),
         });
@@ -208,12 +220,7 @@ impl Session {
         if self.tracks[track].batch.is_empty() {
             return;
         }
-        if std::mem::take(&mut self.starts) {
-            let name = self.is_named.then(|| ("name".to_owned(), self.session.name.to_string()));
-            let start =
-                SessionStart { user: self.user.clone(), start_time: None, attributes: name.into_iter().collect() };
-            ready.push_back(self.message(Event::Start(start)));
-        }
+        ready.extend(self.start());
         let track = &mut self.tracks[track];
         let actions = std::mem::take(&mut track.batch);
         track.batch_bytes = 0;
@@ -222,12 +229,28 @@ impl Session {
         ready.push_back(self.message(Event::Batch(batch)));
     }
 
-    fn end(&self) -> StreamActionsRequest {
+    /// Its start, if that is due.
+    fn start(&mut self) -> Option<StreamActionsRequest> {
+        if !std::mem::take(&mut self.starts) {
+            return None;
+        }
+        let mut attributes = self.about.clone().unwrap_or_default().attributes;
+        if self.is_named {
+            attributes.entry("name".to_owned()).or_insert_with(|| self.session.name.to_string());
+        }
+        Some(self.message(Event::Start(SessionStart { user: self.user.clone(), start_time: None, attributes })))
+    }
+
+    /// Its end. None where the recording says that it goes on.
+    fn end(&self) -> Option<StreamActionsRequest> {
         let last_seqs = self.tracks.iter().map(|track| (track.source.clone(), track.next_seq - 1)).collect();
         // A brought id may say a later start than all of the actions.
-        let end_micros = self.last_micros.max(self.session.id.started_at().timestamp_micros());
+        let (end_micros, reason) = match &self.about {
+            Some(about) => about.end.clone()?,
+            None => (self.last_micros.max(self.session.id.started_at().timestamp_micros()), String::new()),
+        };
         let end_time = Some(time::to_proto(end_micros));
-        self.message(Event::End(SessionEnd { end_time, reason: String::new(), last_seqs }))
+        Some(self.message(Event::End(SessionEnd { end_time, reason, last_seqs })))
     }
 
     fn message(&self, event: Event) -> StreamActionsRequest {

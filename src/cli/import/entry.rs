@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::{
+    archive::TableRow,
     cli::time,
     model::DEFAULT_SOURCE,
     proto::{Action, User},
@@ -22,14 +23,23 @@ pub(in crate::cli) struct Entry<'a> {
     pub(in crate::cli) origin: Option<&'a str>,
     /// Whoever the session belongs to, where this line says so.
     pub(in crate::cli) user: Option<User>,
+    /// What else this line says of the session, if it does.
+    pub(in crate::cli) about: Option<About>,
     /// The track.
     pub(in crate::cli) source: Cow<'a, str>,
     /// Its number on the track, where the recording has one: 1 or more.
     pub(in crate::cli) seq: Option<i64>,
-    /// When, in microseconds since 1970: the same as in `action`.
-    pub(in crate::cli) micros: i64,
-    /// What happened.
-    pub(in crate::cli) action: Action,
+    /// What happened. None where the line is about the session only.
+    pub(in crate::cli) action: Option<(i64, Action)>,
+}
+
+/// What a recording says of a session, beside its actions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::cli) struct About {
+    /// Its attributes.
+    pub(in crate::cli) attributes: HashMap<String, String>,
+    /// When it ended, in microseconds since 1970, and why. None where it goes on.
+    pub(in crate::cli) end: Option<(i64, String)>,
 }
 
 #[derive(Deserialize)]
@@ -41,12 +51,24 @@ struct Line<'a> {
     #[serde(borrow)]
     source: Option<Cow<'a, str>>,
     seq: Option<i64>,
+    /// Only where the line is about the session, and about no action.
+    attributes: Option<HashMap<String, String>>,
+    end: Option<LineEnd<'a>>,
     #[serde(borrow)]
-    timestamp: &'a RawValue,
-    r#type: String,
+    timestamp: Option<&'a RawValue>,
+    r#type: Option<String>,
     target: Option<String>,
     #[serde(borrow, default, deserialize_with = "raw")]
     data: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(expecting = "`end` must be an object with a timestamp and a reason")]
+struct LineEnd<'a> {
+    #[serde(borrow)]
+    timestamp: &'a RawValue,
+    #[serde(default)]
+    reason: String,
 }
 
 #[derive(Deserialize)]
@@ -79,16 +101,70 @@ impl<'a> Entry<'a> {
         if line.seq.is_some_and(|seq| seq < 1) {
             return Err("`seq` must be 1 or more".to_owned());
         }
-        let micros = micros(line.timestamp)?;
+        let action = match (line.r#type, line.timestamp) {
+            (Some(kind), Some(timestamp)) => {
+                let micros = micros(timestamp)?;
+                let data = line.data.map(RawValue::get).unwrap_or_default();
+                Some((micros, action(micros, kind, line.target.unwrap_or_default(), data)))
+            }
+            (None, None) if line.attributes.is_some() => None,
+            (None, _) => return Err("missing field `type`".to_owned()),
+            (_, None) => return Err("missing field `timestamp`".to_owned()),
+        };
+        let about = match (line.attributes, line.end) {
+            (None, None) => None,
+            (attributes, end) => Some(About {
+                attributes: attributes.unwrap_or_default(),
+                end: end.map(|end| Ok::<_, String>((micros(end.timestamp)?, end.reason))).transpose()?,
+            }),
+        };
         let user = line.user.map(|user| match user {
             LineUser::Id(id) => User { id, ..User::default() },
             LineUser::User { id, email, name, attributes } => User { id, email, name, attributes, create_time: None },
         });
         let source = line.source.filter(|source| !source.is_empty()).unwrap_or(Cow::Borrowed(DEFAULT_SOURCE));
-        let data = line.data.map(RawValue::get).unwrap_or_default();
-        let action = action(micros, line.r#type, line.target.unwrap_or_default(), data);
         let user = user.filter(|user| !user.id.is_empty());
-        Ok(Self { session: line.session, origin: None, user, source, seq: line.seq, micros, action })
+        Ok(Self { session: line.session, origin: None, user, about, source, seq: line.seq, action })
+    }
+
+    /// Takes a row of a table. Says for people what is wrong with it.
+    pub(in crate::cli) fn from_row(row: TableRow) -> Result<Entry<'static>, String> {
+        if row.session.is_empty() {
+            return Err("session_id must not be empty".to_owned());
+        }
+        if row.seq.is_some_and(|seq| seq < 1) {
+            return Err("seq must be 1 or more".to_owned());
+        }
+        let attributes = |json: Option<String>| match json {
+            None => Ok(HashMap::new()),
+            Some(json) => serde_json::from_str(&json).map_err(|error| describe(&error)),
+        };
+        let end = row.ended_at.map(|ended_at| (ended_at, row.end_reason.unwrap_or_default()));
+        let about = match row.session_attributes {
+            None => None,
+            given => Some(About { attributes: attributes(given)?, end }),
+        };
+        let user = match row.user_id.filter(|id| !id.is_empty()) {
+            None => None,
+            Some(id) => Some(User {
+                id,
+                email: row.user_email.unwrap_or_default(),
+                name: row.user_name.unwrap_or_default(),
+                attributes: attributes(row.user_attributes)?,
+                create_time: None,
+            }),
+        };
+        let action = match (row.kind, row.timestamp) {
+            (Some(kind), Some(micros)) => {
+                let data = row.data.unwrap_or_default();
+                Some((micros, action(micros, kind, row.target.unwrap_or_default(), &data)))
+            }
+            (None, None) if about.is_some() => None,
+            _ => return Err("timestamp and type must both be there".to_owned()),
+        };
+        let source = row.source.filter(|source| !source.is_empty());
+        let source = source.map_or(Cow::Borrowed(DEFAULT_SOURCE), Cow::Owned);
+        Ok(Entry { session: Cow::Owned(row.session), origin: None, user, about, source, seq: row.seq, action })
     }
 
     /// Takes an rrweb event of the session of this name, whose first event is `first`. Says for people what is wrong with it.
@@ -105,10 +181,10 @@ impl<'a> Entry<'a> {
             session: Cow::Borrowed(session),
             origin: Some(first),
             user: None,
+            about: None,
             source: Cow::Borrowed(DEFAULT_SOURCE),
             seq: None,
-            micros,
-            action: action(micros, RRWEB_TYPE.to_owned(), String::new(), event.get()),
+            action: Some((micros, action(micros, RRWEB_TYPE.to_owned(), String::new(), event.get()))),
         })
     }
 }

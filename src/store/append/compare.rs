@@ -9,7 +9,7 @@ use super::plan::count;
 use crate::{
     archive::Wanted,
     error::Error,
-    model::{Action, BatchAction, REJECTED_TYPE, SessionId, StoredAction},
+    model::{BatchAction, SessionId, StoredAction},
     store::{Store, action::from_row, entity::action, failure::Failure},
 };
 
@@ -60,7 +60,7 @@ async fn stored_digests(
     let mut digests = HashMap::new();
     while let Some(row) = rows.try_next().await? {
         let StoredAction { seq, action, .. } = from_row(row);
-        digests.insert(seq, digest_of(&action));
+        digests.insert(seq, action.digest().to_string());
     }
     Ok(digests)
 }
@@ -80,22 +80,8 @@ async fn archived_digests(
         while let Some(actions) = reader.next().await? {
             let of_track = actions.into_iter().map(|action| action.stored).filter(|stored| stored.track == track);
             let of_seqs = of_track.filter(|stored| seqs.contains(&stored.seq));
-            digests.extend(of_seqs.map(|stored| (stored.seq, digest_of(&stored.action))));
+            digests.extend(of_seqs.map(|stored| (stored.seq, stored.action.digest().to_string())));
         }
     }
     Ok(digests)
-}
-
-/// The digest of what was sent when this action was stored.
-fn digest_of(action: &Action) -> String {
-    if action.kind == REJECTED_TYPE {
-        #[derive(serde::Deserialize)]
-        struct Placeholder {
-            sha256: String,
-        }
-        if let Ok(placeholder) = serde_json::from_str::<Placeholder>(&action.data) {
-            return placeholder.sha256;
-        }
-    }
-    action.digest().to_string()
 }
