@@ -90,6 +90,9 @@ pub struct SegmentFile {
     pub bytes: u64,
 }
 
+/// The footers that were read last, the last one first.
+type Footers = VecDeque<(SegmentFile, Arc<ParquetMetaData>)>;
+
 /// The storage of segments. Cheap to clone.
 #[derive(Clone)]
 pub struct Archive {
@@ -98,7 +101,7 @@ pub struct Archive {
     prefix: Path,
     /// Where the storage is a folder: what an interrupted writer left in it is not to be seen through the storage.
     folder: Option<PathBuf>,
-    footers: Arc<Mutex<VecDeque<(SegmentFile, Arc<ParquetMetaData>)>>>,
+    footers: Arc<Mutex<Footers>>,
 }
 
 impl fmt::Debug for Archive {
@@ -165,7 +168,7 @@ impl Archive {
     }
 
     fn key(&self, path: &str) -> Path {
-        path.split('/').fold(self.prefix.clone(), |key, part| key.join(part))
+        path.split('/').fold(self.prefix.clone(), Path::join)
     }
 
     async fn ranges(&self, path: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>, object_store::Error> {

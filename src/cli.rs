@@ -5,6 +5,7 @@
 mod archive;
 mod client;
 mod demo;
+mod export;
 mod import;
 mod index;
 mod play;
@@ -27,6 +28,7 @@ use tracing_subscriber::{
 use self::{
     archive::{ArchiveArgs, RestoreArgs},
     demo::DemoArgs,
+    export::ExportArgs,
     import::ImportArgs,
     index::IndexArgs,
     play::PlayArgs,
@@ -57,6 +59,8 @@ enum Command {
     Migrate(DatabaseArgs),
     /// Sends recordings to a running service
     Import(ImportArgs),
+    /// Writes the sessions of a search as JSON Lines or Parquet
+    Export(ExportArgs),
     /// Checks the index by which sessions are found, or makes it anew
     Index(IndexArgs),
     /// Forgets what is not kept, or says what would go
@@ -86,6 +90,10 @@ impl Cli {
             Command::Import(args) => {
                 log_at("warn");
                 import::import(args).await
+            }
+            Command::Export(args) => {
+                log_at("warn");
+                export::export(args).await
             }
             Command::Index(args) => {
                 log_at("warn");

@@ -72,7 +72,7 @@ pub async fn run(
     match &args.retention.archive {
         None => tracing::info!(retention = %keep_for, "sessions are forgotten when they are older; 0s is never"),
         Some(archive) => {
-            tracing::info!(%archive, retention = %keep_for, "sessions are archived when they are older; 0s is never")
+            tracing::info!(%archive, retention = %keep_for, "sessions are archived when they are older; 0s is never");
         }
     }
     let layer = RpcLayer::new(intake, health.readiness(), drain.clone(), args.limits.max_message_bytes);

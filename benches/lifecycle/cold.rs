@@ -76,7 +76,8 @@ pub async fn measure(
         return Err(format!("{left} actions are not archived").into());
     }
     let cold_bytes = bytes(&mut connection).await?;
-    let segment_bytes = files(folder.path())?.iter().filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum::<u64>() as f64;
+    let segment_bytes =
+        files(folder.path())?.iter().filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum::<u64>() as f64;
     let sessions: Vec<Uuid> = query_scalar("SELECT id FROM sessions").fetch_all(&mut connection).await?;
     let sessions: Vec<_> = sessions.into_iter().map(SessionId::from_uuid).collect();
     let (read, groups) = read_for_playbacks(arguments, &store, &storage, folder.path(), &sessions).await?;
@@ -179,14 +180,8 @@ async fn read_for_playbacks(
     let (mut read, mut of_groups, mut count) = (0.0, 0.0, 0.0);
     for _ in 0..arguments.scale(20, 500, 500) {
         let Some(session) = sessions.choose(&mut random) else { return Err("there are no sessions".into()) };
-        let query = ActionQuery {
-            session: *session,
-            windows: &windows,
-            after: None,
-            from: None,
-            until: None,
-            types: &[],
-        };
+        let query =
+            ActionQuery { session: *session, windows: &windows, after: None, from: None, until: None, types: &[] };
         let mut segment = None;
         // At first their footers are read.
         store.action_page(&query, 1_000, 1 << 20, &mut segment).await?;

@@ -121,7 +121,7 @@ pub(super) struct Columns<'a> {
 impl<'a> Columns<'a> {
     /// None where these are not the columns of a segment.
     pub(super) fn of(batch: &'a RecordBatch) -> Option<Self> {
-        fn column<'a, T: 'static>(batch: &'a RecordBatch, index: usize) -> Option<&'a T> {
+        fn column<T: 'static>(batch: &RecordBatch, index: usize) -> Option<&T> {
             batch.columns().get(index)?.as_any().downcast_ref()
         }
         let columns = Self {

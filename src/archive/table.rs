@@ -24,8 +24,17 @@ const GROUP_BYTES: usize = 32 << 20;
 
 /// The columns that are texts, by name and by their place in [`TableRow::texts`].
 const TEXTS: [&str; 11] = [
-    "session_id", "source", "type", "target", "data", "user_id", "user_email", "user_name", "user_attributes",
-    "session_attributes", "end_reason",
+    "session_id",
+    "source",
+    "type",
+    "target",
+    "data",
+    "user_id",
+    "user_email",
+    "user_name",
+    "user_attributes",
+    "session_attributes",
+    "end_reason",
 ];
 const TIMES: [&str; 2] = ["timestamp", "ended_at"];
 
@@ -129,7 +138,11 @@ impl TableWriter {
         self.waiting = (self.waiting.0 + 1, self.waiting.1 + bytes);
         self.group = (self.group.0 + 1, self.group.1 + bytes);
         let is_full = self.group.0 >= GROUP_ROWS || self.group.1 >= GROUP_BYTES;
-        if is_full || self.waiting.0 >= BATCH_ROWS || self.waiting.1 >= BATCH_BYTES { self.pass_on(is_full) } else { Ok(()) }
+        if is_full || self.waiting.0 >= BATCH_ROWS || self.waiting.1 >= BATCH_BYTES {
+            self.pass_on(is_full)
+        } else {
+            Ok(())
+        }
     }
 
     fn pass_on(&mut self, ends_group: bool) -> Result<(), ParquetError> {
@@ -170,9 +183,11 @@ pub fn read_table(
             return Err("there is no column session_id of texts".into());
         }
         for row in 0..batch.num_rows() {
-            let mut texts = texts.map(|column| column.filter(|column| column.is_valid(row)).map(|column| column.value(row)));
+            let mut texts =
+                texts.map(|column| column.filter(|column| column.is_valid(row)).map(|column| column.value(row)));
             let mut next = |index: usize| texts[index].take().map(str::to_owned);
-            let time = |index: usize| times[index].filter(|column| column.is_valid(row)).map(|column| column.value(row));
+            let time =
+                |index: usize| times[index].filter(|column| column.is_valid(row)).map(|column| column.value(row));
             take(TableRow {
                 session: next(0).unwrap_or_default(),
                 source: next(1),

@@ -219,7 +219,8 @@ fn recorded_actions() -> Result<HashMap<(String, i64), Action>, Failure> {
     Recording::embedded("demo", RECORDING).read(&mut |entry, place| {
         let seq = entry.seq.ok_or_else(|| format!("{place}: no seq"))?;
         let source = entry.source.into_owned();
-        actions.insert((source.clone(), seq), Action { seq, source, ..entry.action });
+        let (_, action) = entry.action.ok_or_else(|| format!("{place}: no action"))?;
+        actions.insert((source.clone(), seq), Action { seq, source, ..action });
         Ok(())
     })?;
     Ok(actions)

@@ -35,7 +35,7 @@ const FEW_SESSIONS: usize = 5;
 /// What to import, and where to.
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = "\
-FORMATS, told apart by content; either may be compressed with gzip:
+FORMATS, told apart by content; the first two may be compressed with gzip:
   JSON Lines, one action a line:
     {\"session\":\"visit 7\",\"user\":\"ada\",\"seq\":1,\"timestamp\":1793491200000,\"type\":\"click\",\"target\":\"Share\",\"data\":{\"x\":1}}
     session    any name, or a session's id                                         required
@@ -45,8 +45,11 @@ FORMATS, told apart by content; either may be compressed with gzip:
     timestamp  Unix milliseconds, with decimals if need be, or RFC 3339            required
     type       what kind of thing happened                                         required
     target     what it was done to
-    data       any JSON, kept byte for byte
+    data       any JSON, kept byte for byte; or data_text, the same as a text
+    A line without type and timestamp says what a session is, as `reel export` does:
+    {\"session\":ID,\"user\":…,\"attributes\":{…},\"end\":{\"timestamp\":1793491260000,\"reason\":\"logout\"}}
   An rrweb recording: a JSON array of rrweb events.
+  Parquet: what `reel export` writes, and the segments of an archive.
 
 The same recording always becomes the same sessions: importing it again stores nothing twice, and goes on where an
 earlier import was broken off. What `reel play` prints can be imported.")]

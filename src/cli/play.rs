@@ -25,8 +25,8 @@ const BUFFER_BYTES: usize = 128 << 10;
 #[command(after_long_help = "\
 OUTPUT: one action a line, in the order in which they happened, and nothing else on standard output:
   {\"session\":…,\"source\":…,\"seq\":…,\"timestamp\":Unix milliseconds,\"type\":…,\"target\":…,\"data\":…}
-`data` is what was stored, byte for byte, and left out where it was empty. Only line breaks between the parts of its
-JSON, which mean nothing, are printed as blanks, since they would break the line.
+`data` is what was stored, byte for byte, and left out where it was empty. Where it has line breaks, or blanks around it,
+it is printed as a text, under the name `data_text`.
 
 `reel import` reads the output of a whole session back.")]
 pub(super) struct PlayArgs {
@@ -118,7 +118,7 @@ pub(super) async fn play(args: PlayArgs) -> Result<(), Failure> {
 }
 
 /// Appends an action as a line.
-fn write_line(line: &mut String, session: &str, action: &Action) {
+pub(super) fn write_line(line: &mut String, session: &str, action: &Action) {
     let millis = time::millis_text(action.timestamp.as_ref().map_or(0, time::from_proto));
     // Writing to a text cannot fail.
     let _ = write!(
@@ -130,15 +130,18 @@ fn write_line(line: &mut String, session: &str, action: &Action) {
         quoted(&action.r#type),
         quoted(&action.target),
     );
-    if !action.data.is_empty() {
+    let data = action.data.as_str();
+    if data.contains(['\n', '\r']) || data.trim_ascii().len() < data.len() {
+        // As a part of the line it would break the line, or lose what stands around it.
+        let _ = write!(line, r#","data_text":{}"#, quoted(data));
+    } else if !data.is_empty() {
         line.push_str(r#","data":"#);
-        // In JSON a line break stands between parts only: inside a string it is written as \n.
-        line.extend(action.data.chars().map(|letter| if matches!(letter, '\n' | '\r') { ' ' } else { letter }));
+        line.push_str(data);
     }
     line.push_str("}\n");
 }
 
-fn quoted(text: &str) -> serde_json::Value {
+pub(super) fn quoted(text: &str) -> serde_json::Value {
     serde_json::Value::from(text)
 }
 
@@ -162,13 +165,16 @@ mod tests {
         assert_eq!(
             line,
             "{\"session\":\"id\",\"source\":\"web\",\"seq\":7,\"timestamp\":1793491200000.25,\"type\":\"click\",\
-             \"target\":\"\\\"Share\\\"\\n\\u0001ä\",\"data\":{ \"x\" : 1.0,  \"y\":\"\\n\" }}\n"
+             \"target\":\"\\\"Share\\\"\\n\\u0001ä\",\"data_text\":\"{ \\\"x\\\" : 1.0,\\r\\n\\\"y\\\":\\\"\\\\n\\\" }\"}\n"
         );
         let entry = Entry::from_line(line.as_bytes()).expect("an entry");
         assert_eq!((&*entry.session, &*entry.source, entry.seq), ("id", "web", Some(7)));
-        action.data = action.data.replace(['\r', '\n'], " ");
-        let read = Action { seq: 7, source: "web".to_owned(), ..entry.action };
-        assert!(read == action);
+        let (_, read) = entry.action.expect("an action");
+        assert!(Action { seq: 7, source: "web".to_owned(), ..read } == action);
+        action.data = "{ \"x\" : 1.0 }".to_owned();
+        line.clear();
+        write_line(&mut line, "id", &action);
+        assert!(line.ends_with(",\"data\":{ \"x\" : 1.0 }}\n"), "{line}");
     }
 
     #[test]

@@ -35,6 +35,9 @@ pub(super) struct Selection {
     pub(super) types: Vec<String>,
 }
 
+/// A page that was read, and where.
+type Read = Result<(ActionRows, Option<KnownSegment>)>;
+
 /// The pages of one pass.
 pub(super) struct Pages {
     store: Store,
@@ -44,7 +47,7 @@ pub(super) struct Pages {
     next_rows: u64,
     max_rows: u64,
     /// The next page, on its way. Dropping it ends the reading.
-    reading: Option<AbortOnDropHandle<Result<(ActionRows, Option<KnownSegment>)>>>,
+    reading: Option<AbortOnDropHandle<Read>>,
     /// Where the session is archived, as far as is known.
     segment: Option<KnownSegment>,
     is_read: bool,

@@ -175,7 +175,7 @@ async fn an_archived_session_takes_what_comes_late_and_knows_what_comes_again(ba
     let again: Vec<_> = sent.iter().map(|sent| Action { seq: 0, source: String::new(), ..sent.clone() }).collect();
     // What is stored already is a duplicate, what differs is a conflict, what is new is stored.
     let mut batch = again.clone();
-    batch[3].target = "another".to_owned();
+    "another".clone_into(&mut batch[3].target);
     batch.push(action(100_000, "error", "late"));
     let receipt = reel.append(&ids[0], "backend", 1, batch).await.unwrap();
     assert_eq!((receipt.duplicate_count, receipt.accepted_count, receipt.rejected_count), (19, 1, 1));

@@ -21,7 +21,7 @@ on_both_databases!(
 /// The recording that the demo shows.
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo/session.jsonl.gz");
 
-async fn run(reel: &Reel, arguments: &[&str]) -> Output {
+pub async fn run(reel: &Reel, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reel"));
     command.args(arguments).arg("--server").arg(format!("http://{}", reel.address));
     command.output().await.unwrap()
@@ -31,7 +31,7 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-async fn succeed(reel: &Reel, arguments: &[&str]) -> String {
+pub async fn succeed(reel: &Reel, arguments: &[&str]) -> String {
     let output = run(reel, arguments).await;
     assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
     text(&output.stdout).to_owned()

@@ -22,6 +22,7 @@ mod cli;
 mod crash;
 mod durability;
 mod exact;
+mod export;
 mod faults;
 mod interop;
 mod lifecycle;

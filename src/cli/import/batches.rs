@@ -85,7 +85,7 @@ impl Batches {
 
     /// Takes an entry. Fails where its seq is not its track's next.
     pub(in crate::cli) fn take(&mut self, entry: Entry<'_>, place: &Place<'_>) -> Result<(), Failure> {
-        let session_index = self.find(&entry);
+        let session_index = self.find(&entry, place)?;
         let session = &mut self.sessions[session_index];
         if session.user.is_none() && entry.user.is_some() {
             session.user = entry.user;
@@ -146,13 +146,20 @@ impl Batches {
     }
 
     /// Finds the entry's session, or makes it.
-    fn find(&mut self, entry: &Entry<'_>) -> usize {
+    fn find(&mut self, entry: &Entry<'_>, place: &Place<'_>) -> Result<usize, Failure> {
         if let Some(&index) = self.by_name.get(&*entry.session) {
-            return index;
+            return Ok(index);
         }
         let name: Arc<str> = Arc::from(&*entry.session);
         let brought = name.parse::<SessionId>().ok();
-        let session = ImportedSession { id: brought.unwrap_or_else(|| mint(entry)), name: Arc::clone(&name) };
+        let id = match (brought, &entry.action) {
+            (Some(id), _) => id,
+            (None, Some((micros, _))) => mint(entry, *micros),
+            (None, None) => {
+                return Err(format!("{place}: what is said of a session without an action must give its id").into());
+            }
+        };
+        let session = ImportedSession { id, name: Arc::clone(&name) };
         self.by_name.insert(name, self.sessions.len());
         self.sessions.push(Session {
             session,
@@ -163,7 +170,7 @@ impl Batches {
             last_micros: 0,
             tracks: Vec::new(),
         });
-        self.sessions.len() - 1
+        Ok(self.sessions.len() - 1)
     }
 
     /// Puts a track's next action into its batch.
@@ -260,7 +267,7 @@ impl Session {
 
 /// Makes the id of an entry's session from what stays the same when the recording is imported again: its start, and its name
 /// and user, or its origin.
-fn mint(entry: &Entry<'_>) -> SessionId {
+fn mint(entry: &Entry<'_>, micros: i64) -> SessionId {
     let user = entry.user.as_ref().map_or("", |user| user.id.as_str());
     let named = [&*entry.session, user];
     let parts = entry.origin.as_ref().map_or(named.as_slice(), std::slice::from_ref);
@@ -271,7 +278,7 @@ fn mint(entry: &Entry<'_>) -> SessionId {
     }
     let mut random = [0; 10];
     random.iter_mut().zip(hash.finalize()).for_each(|(byte, digit)| *byte = digit);
-    SessionId::from_parts(time::time(entry.micros), random)
+    SessionId::from_parts(time::time(micros), random)
 }
 
 #[cfg(test)]

@@ -60,6 +60,8 @@ struct Line<'a> {
     target: Option<String>,
     #[serde(borrow, default, deserialize_with = "raw")]
     data: Option<&'a RawValue>,
+    /// The same as a text, where it cannot be a part of the line.
+    data_text: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -104,7 +106,7 @@ impl<'a> Entry<'a> {
         let action = match (line.r#type, line.timestamp) {
             (Some(kind), Some(timestamp)) => {
                 let micros = micros(timestamp)?;
-                let data = line.data.map(RawValue::get).unwrap_or_default();
+                let data = line.data.map(RawValue::get).or(line.data_text.as_deref()).unwrap_or_default();
                 Some((micros, action(micros, kind, line.target.unwrap_or_default(), data)))
             }
             (None, None) if line.attributes.is_some() => None,
@@ -223,10 +225,10 @@ mod tests {
     fn data_is_kept_as_it_stands_in_the_file() {
         for data in ["null", "{ \"a\" : 1.0,\"a\":2}", r#""\u0000\/""#, "1e400", "[]"] {
             let text = format!(r#"{{"session":"s","timestamp":1,"type":"t","data": {data} }}"#);
-            assert_eq!(line(&text).map(|entry| entry.action.data), Ok(data.to_owned()));
+            assert_eq!(line(&text).map(|entry| entry.action.expect("an action").1.data), Ok(data.to_owned()));
         }
         let none = line(r#"{"session":"s","timestamp":1,"type":"t","unknown":[[]]}"#);
-        assert_eq!(none.map(|entry| entry.action.data), Ok(String::new()));
+        assert_eq!(none.map(|entry| entry.action.expect("an action").1.data), Ok(String::new()));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     fs::File,
-    io::{self, BufRead, BufReader, Cursor, Read},
+    io::{self, BufRead, BufReader, Cursor, Read, Seek as _},
     path::Path,
 };
 
@@ -13,10 +13,13 @@ use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::entry::Entry;
-use crate::cli::Failure;
+use crate::{archive::read_table, cli::Failure};
 
 /// The first bytes of every gzip file (RFC 1952 §2.3.1).
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// The first bytes of every Parquet file.
+const PARQUET_MAGIC: [u8; 4] = *b"PAR1";
 
 /// The longest line taken. No action may be this large, so a longer one is another kind of file.
 const MAX_LINE_BYTES: u64 = 64 << 20;
@@ -30,8 +33,14 @@ pub(in crate::cli) struct Recording {
     pub(in crate::cli) label: String,
     /// The session's name, where the recording itself has none.
     session: String,
-    /// Its bytes, maybe compressed.
-    bytes: Box<dyn Read + Send>,
+    contents: Contents,
+}
+
+enum Contents {
+    /// Lines or events, maybe compressed.
+    Bytes(Box<dyn Read + Send>),
+    /// A Parquet table.
+    Table(File, ProgressBar),
 }
 
 impl Recording {
@@ -39,26 +48,37 @@ impl Recording {
     pub(super) fn open(path: &Path, progress: &ProgressBar) -> Result<Self, Failure> {
         if path.as_os_str() == "-" {
             let label = "standard input".to_owned();
-            return Ok(Self { session: label.clone(), label, bytes: Box::new(progress.wrap_read(io::stdin())) });
+            let contents = Contents::Bytes(Box::new(progress.wrap_read(io::stdin())));
+            return Ok(Self { session: label.clone(), label, contents });
         }
         let label = path.display().to_string();
-        let file = File::open(path).map_err(|error| format!("cannot open {label}: {error}"))?;
+        let mut file = File::open(path).map_err(|error| format!("cannot open {label}: {error}"))?;
         let metadata = file.metadata().map_err(|error| format!("cannot open {label}: {error}"))?;
         // A pipe has no length.
         progress.set_length(metadata.len());
         let session = session_name(&path.file_name().unwrap_or_default().to_string_lossy());
-        Ok(Self { label, session, bytes: Box::new(progress.wrap_read(file)) })
+        let is_table = metadata.is_file() && begins_as_table(&mut file);
+        let contents = if is_table {
+            Contents::Table(file, progress.clone())
+        } else {
+            Contents::Bytes(Box::new(progress.wrap_read(file)))
+        };
+        Ok(Self { label, session, contents })
     }
 
     /// A recording that is a part of the program.
     pub(in crate::cli) fn embedded(label: &str, bytes: &'static [u8]) -> Self {
-        Self { label: label.to_owned(), session: label.to_owned(), bytes: Box::new(bytes) }
+        Self { label: label.to_owned(), session: label.to_owned(), contents: Contents::Bytes(Box::new(bytes)) }
     }
 
     /// Reads all of it and gives each entry with its place to `take`. Fails where the recording or `take` does, which then
     /// has been given everything before.
     pub(in crate::cli) fn read(self, take: &mut Take<'_>) -> Result<(), Failure> {
-        let Self { label, session, bytes } = self;
+        let Self { label, session, contents } = self;
+        let bytes = match contents {
+            Contents::Bytes(bytes) => bytes,
+            Contents::Table(file, progress) => return read_rows(file, &label, &progress, take),
+        };
         let unreadable = |error: io::Error| Failure::from(format!("cannot read {label}: {error}"));
         let mut reader = decompress(bytes).map_err(unreadable)?;
         let (lines_before, first) = skip_blank(&mut reader).map_err(unreadable)?;
@@ -80,6 +100,8 @@ pub(in crate::cli) enum Place<'a> {
     Line(&'a str, u64),
     /// In this event of an rrweb array, from 1.
     Event(&'a str, u64),
+    /// In this row of a table, from 1.
+    Row(&'a str, u64),
 }
 
 impl fmt::Display for Place<'_> {
@@ -87,6 +109,7 @@ impl fmt::Display for Place<'_> {
         match self {
             Self::Line(label, line) => write!(f, "{label}:{line}"),
             Self::Event(label, event) => write!(f, "{label}: event {event}"),
+            Self::Row(label, row) => write!(f, "{label}: row {row}"),
         }
     }
 }
@@ -140,6 +163,24 @@ fn read_lines(mut reader: impl BufRead, label: &str, lines_before: u64, take: &m
         take(entry, &place)?;
     }
     Ok(())
+}
+
+fn begins_as_table(file: &mut File) -> bool {
+    let mut magic = [0; 4];
+    let begins = file.read_exact(&mut magic).is_ok() && magic == PARQUET_MAGIC;
+    file.rewind().is_ok() && begins
+}
+
+fn read_rows(file: File, label: &str, progress: &ProgressBar, take: &mut Take<'_>) -> Result<(), Failure> {
+    let mut number = 0;
+    let read = read_table(file, |row| {
+        number += 1;
+        let place = Place::Row(label, number);
+        let entry = Entry::from_row(row).map_err(|fault| format!("{place}: {fault}"))?;
+        take(entry, &place)
+    });
+    progress.set_position(progress.length().unwrap_or(0));
+    read.map_err(|error| if number == 0 { format!("{label}: {error}").into() } else { error })
 }
 
 fn read_rrweb(reader: impl BufRead, label: &str, session: &str, take: &mut Take<'_>) -> Result<(), Failure> {
@@ -210,11 +251,12 @@ mod tests {
         let recording = Recording {
             label: "file".to_owned(),
             session: "name".to_owned(),
-            bytes: Box::new(Cursor::new(bytes.to_vec())),
+            contents: Contents::Bytes(Box::new(Cursor::new(bytes.to_vec()))),
         };
         let mut seen = Vec::new();
         let outcome = recording.read(&mut |entry, place| {
-            seen.push(format!("{place} {} {} {}", entry.session, entry.micros, entry.action.data));
+            let (micros, action) = entry.action.expect("an action");
+            seen.push(format!("{place} {} {micros} {}", entry.session, action.data));
             Ok(())
         });
         (seen, outcome.err().map(|failure| failure.to_string()))

@@ -1,6 +1,6 @@
 //! What is erased, or has expired, is in no segment either.
 
-use std::path::Path;
+use std::{fmt::Write as _, path::Path};
 
 use chrono::{TimeDelta, Utc};
 use reel::{
@@ -37,7 +37,7 @@ async fn everything_everywhere(database: &TestDatabase, folder: &Path) -> String
         all.push_str(&String::from_utf8_lossy(&bytes));
         let batches = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap();
         for batch in batches.build().unwrap() {
-            all.push_str(&format!("{:?}", batch.unwrap()));
+            write!(all, "{:?}", batch.unwrap()).unwrap();
         }
     }
     all
@@ -49,7 +49,7 @@ async fn record_canaries(reel: &Reel, database: &TestDatabase) -> Vec<String> {
     for number in 0..2 {
         let id = session_id(NOON_MS + 60_000 * number);
         let mut actions: Vec<_> = (0..3).map(|offset| action(offset, "click", "canary-target")).collect();
-        actions[0].data = "\"canary-data\"".to_owned();
+        "\"canary-data\"".clone_into(&mut actions[0].data);
         let of = SessionStart { user: Some(user("canary-user", "canary@example.com")), ..Default::default() };
         let requests = vec![start(&id, of), batch("", "canary-source", 1, actions), end("", SessionEnd::default())];
         reel.record(requests).await.unwrap();
