@@ -4,6 +4,7 @@
 mod erase;
 mod faults;
 mod kills;
+mod s3;
 
 use std::{
     path::Path,
