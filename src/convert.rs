@@ -20,7 +20,8 @@ pub use filter::parse_session_filter;
 pub use playback::{PlaybackMessage, PlayedPage};
 pub use redact::{InvalidRule, Redaction, RedactionRule};
 pub use reply::{
-    cursors_to_proto, found_action_to_proto, found_session_to_proto, receipt_to_proto, session_to_proto, user_to_proto,
+    cursors_to_proto, erasure_to_proto, found_action_to_proto, found_session_to_proto, receipt_to_proto,
+    session_to_proto, user_to_proto,
 };
 pub use request::{
     SessionChanges, action_place_to_text, page_size, parse_cursor_request, parse_event, parse_list_actions,

@@ -88,6 +88,9 @@ pub enum Error {
     /// No such user.
     #[error("there is no such user")]
     UserNotFound,
+    /// No erasure of such a user was asked for, or not lately.
+    #[error("no erasure of such a user was asked for")]
+    ErasureNotFound,
     /// A batch leaves out a seq.
     #[error("the batch begins at seq {received_seq}, the track goes on at {expected_seq}")]
     SequenceGap {
@@ -181,6 +184,7 @@ impl Error {
             Self::TooManyAttributes { .. } => (Code::FailedPrecondition, "TOO_MANY_ATTRIBUTES", None),
             Self::TooManyTracks { .. } => (Code::FailedPrecondition, "TOO_MANY_TRACKS", None),
             Self::UserNotFound => (Code::NotFound, "USER_NOT_FOUND", None),
+            Self::ErasureNotFound => (Code::NotFound, "ERASURE_NOT_FOUND", None),
             Self::SequenceGap { .. } => (Code::Aborted, "SEQUENCE_GAP", None),
             Self::TrackIncomplete { .. } => (Code::FailedPrecondition, "TRACK_INCOMPLETE", None),
             Self::UploadStalled { .. } => (Code::DeadlineExceeded, "UPLOAD_STALLED", None),

@@ -1,4 +1,5 @@
-//! What has to be done from time to time: ending idle sessions, making partitions ahead, and forgetting what is not kept. Every
+//! What has to be done from time to time: ending idle sessions, making partitions ahead, forgetting what is not kept, and
+//! going on with erasures that were broken off. Every
 //! process does it; all of it is safe to do at the same time.
 
 use std::{sync::Arc, time::Duration};
@@ -58,7 +59,18 @@ pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Durat
             }
         }
     };
-    tokio::join!(partitions, idle, retention);
+    let erasures = async {
+        let mut ticks = interval(RETENTION_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let resume = store.erasures_resume(Utc::now(), |session| changes.announce(session));
+            if let Err(error) = store.unless_away(resume).await {
+                tracing::warn!(%error, "erasures not finished, trying again later");
+            }
+        }
+    };
+    tokio::join!(partitions, idle, retention, erasures);
 }
 
 /// Ends the sessions of which nothing has arrived for the timeout.

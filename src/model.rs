@@ -36,7 +36,7 @@ pub use retention::{
 };
 pub use search::{ActionSearch, FoundAction, FoundSession, FoundSessions, SessionPlace, SessionSearch};
 pub use session::{
-    Attributes, DEFAULT_END_REASON, Erased, IDLE_END_REASON, Pin, Session, SessionEnd, SessionStart, SessionUpdate,
+    Attributes, DEFAULT_END_REASON, Erasure, IDLE_END_REASON, Pin, Session, SessionEnd, SessionStart, SessionUpdate,
     Track, User,
 };
 pub use session_id::{NotASessionId, SessionId};

@@ -23,6 +23,7 @@ mod changes;
 mod claim;
 mod connect;
 mod entity;
+mod erasure;
 mod failure;
 mod index;
 mod partition;

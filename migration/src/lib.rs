@@ -12,6 +12,7 @@ mod m20261122_000003_erasure;
 mod m20261124_000004_index;
 mod m20261125_000005_retention;
 mod m20261125_000006_archive;
+mod m20261125_000007_erasures;
 
 /// All migrations, oldest first.
 #[derive(Debug)]
@@ -27,6 +28,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000004_index::Migration),
             Box::new(m20261125_000005_retention::Migration),
             Box::new(m20261125_000006_archive::Migration),
+            Box::new(m20261125_000007_erasures::Migration),
         ]
     }
 }

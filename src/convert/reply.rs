@@ -5,8 +5,8 @@ use prost_types::{Duration, Timestamp};
 
 use crate::{
     model::{
-        FoundAction, FoundSession, Rejection, RejectionReason, Session, SessionId, SessionReceipt, Track, TrackReceipt,
-        User, duration_ms,
+        Erasure, FoundAction, FoundSession, Rejection, RejectionReason, Session, SessionId, SessionReceipt, Track,
+        TrackReceipt, User, duration_ms,
     },
     playback::Cursor,
     proto,
@@ -110,6 +110,18 @@ pub fn user_to_proto(user: User) -> proto::User {
         name: user.name,
         attributes: user.attributes.into_iter().collect(),
         create_time: Some(timestamp(user.created_at)),
+    }
+}
+
+/// How far an erasure is.
+#[must_use]
+pub fn erasure_to_proto(erasure: &Erasure) -> proto::GetErasureResponse {
+    proto::GetErasureResponse {
+        request_time: Some(timestamp(erasure.requested_at)),
+        finish_time: erasure.finished_at.map(timestamp),
+        session_count: erasure.session_total,
+        erased_session_count: erasure.sessions,
+        erased_action_count: erasure.actions,
     }
 }
 

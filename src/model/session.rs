@@ -142,11 +142,17 @@ pub struct Track {
     pub last_action_at: Option<DateTime<Utc>>,
 }
 
-/// What an erasure removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Erased {
-    /// Number of sessions.
+/// How far the erasure of a user is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Erasure {
+    /// When it was asked for.
+    pub requested_at: DateTime<Utc>,
+    /// When nothing was left. None while it goes on.
+    pub finished_at: Option<DateTime<Utc>>,
+    /// How many sessions there were when it was asked for.
+    pub session_total: i64,
+    /// How many sessions are erased.
     pub sessions: i64,
-    /// Number of actions.
+    /// How many actions they had.
     pub actions: i64,
 }

@@ -5,11 +5,13 @@ use tonic::{Request, Response, Status};
 
 use super::{Services, session::cut_page};
 use crate::{
-    convert::{PageToken, Scope, page_size, parse_user, parse_user_email, parse_user_id, user_to_proto},
+    convert::{
+        PageToken, Scope, erasure_to_proto, page_size, parse_user, parse_user_email, parse_user_id, user_to_proto,
+    },
     error::{Error, Result},
     proto::{
-        DeleteUserRequest, DeleteUserResponse, GetUserRequest, GetUserResponse, ListUsersRequest, ListUsersResponse,
-        UpsertUserRequest, UpsertUserResponse, user_service_server::UserService,
+        DeleteUserRequest, DeleteUserResponse, GetErasureRequest, GetErasureResponse, GetUserRequest, GetUserResponse,
+        ListUsersRequest, ListUsersResponse, UpsertUserRequest, UpsertUserResponse, user_service_server::UserService,
     },
 };
 
@@ -45,6 +47,12 @@ impl UserService for Services {
         let mut users = users.into_iter().map(user_to_proto).collect();
         let next_page_token = cut_page(&mut users, size, &scope, |last| ids[last].clone());
         Ok(Response::new(ListUsersResponse { users, next_page_token }))
+    }
+
+    async fn get_erasure(&self, request: Request<GetErasureRequest>) -> Result<Response<GetErasureResponse>, Status> {
+        let id = parse_user_id("user_id", request.into_inner().user_id)?;
+        let erasure = self.store.ask(|store| async move { store.erasure_get(&id).await }).await?;
+        Ok(Response::new(erasure_to_proto(&erasure)))
     }
 
     async fn delete_user(&self, request: Request<DeleteUserRequest>) -> Result<Response<DeleteUserResponse>, Status> {

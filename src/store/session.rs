@@ -14,6 +14,7 @@ use super::{
     Store,
     archive::make_stale,
     entity::{action, session, tombstone, track},
+    erasure,
     failure::{Attempts, Failure},
     index,
     track::tracks_of,
@@ -21,13 +22,8 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    model::{
-        Attributes, Erased, IDLE_END_REASON, Pin, Session, SessionEnd, SessionId, SessionStart, SessionUpdate, Track,
-    },
+    model::{Attributes, IDLE_END_REASON, Pin, Session, SessionEnd, SessionId, SessionStart, SessionUpdate, Track},
 };
-
-/// How many of a user's sessions are erased between two looks at what is left.
-const ERASURE_STEP: u64 = 100;
 
 impl Store {
     /// Starts a session, or finds it started and merges what is known of it.
@@ -252,7 +248,12 @@ impl Store {
     /// Erases a session and its actions, and keeps its id so that nothing is stored under it again. Returns the number of
     /// actions erased.
     pub async fn session_erase(&self, id: SessionId, now: DateTime<Utc>) -> Result<i64> {
-        self.session_remove(id, Condition::all(), now).await
+        self.session_remove(id, Condition::all(), None, now).await
+    }
+
+    /// The same, as a part of the erasure of its user.
+    pub(super) async fn session_erase_for(&self, id: SessionId, user_id: &str, now: DateTime<Utc>) -> Result<i64> {
+        self.session_remove(id, Condition::all(), Some(user_id), now).await
     }
 
     /// The same, unless it is pinned or its own time has not come: then it is as if it were not there. With `only_own`, nor
@@ -264,13 +265,19 @@ impl Store {
         if !only_own {
             has_come = has_come.add(expires_at.is_null());
         }
-        self.session_remove(id, Condition::all().add(is_not_pinned).add(has_come), now).await
+        self.session_remove(id, Condition::all().add(is_not_pinned).add(has_come), None, now).await
     }
 
-    async fn session_remove(&self, id: SessionId, condition: Condition, now: DateTime<Utc>) -> Result<i64> {
+    async fn session_remove(
+        &self,
+        id: SessionId,
+        condition: Condition,
+        erasure_of: Option<&str>,
+        now: DateTime<Utc>,
+    ) -> Result<i64> {
         let mut attempts = Attempts::default();
         loop {
-            match self.session_remove_once(id, condition.clone(), now).await {
+            match self.session_remove_once(id, condition.clone(), erasure_of, now).await {
                 Ok(actions) => {
                     self.has_erased.store(true, Ordering::Release);
                     return Ok(actions);
@@ -284,6 +291,7 @@ impl Store {
         &self,
         id: SessionId,
         condition: Condition,
+        erasure_of: Option<&str>,
         now: DateTime<Utc>,
     ) -> Result<i64, Failure> {
         let tx = self.begin().await?;
@@ -311,43 +319,11 @@ impl Store {
             make_stale(&tx, segment).await?;
         }
         action::Entity::delete_many().filter(action::Column::SessionId.eq(uuid)).exec(&tx).await?;
+        if let Some(user_id) = erasure_of {
+            erasure::note_in_txn(&tx, user_id, actions).await?;
+        }
         tx.commit().await?;
         Ok(actions)
-    }
-
-    /// Erases a user and all of the user's sessions, one transaction a session. Broken off, it leaves whole sessions only,
-    /// and may be called again. `tell` hears of each session that is gone.
-    pub async fn user_erase(
-        &self,
-        user_id: &str,
-        now: DateTime<Utc>,
-        mut tell: impl FnMut(SessionId) + Send,
-    ) -> Result<Erased> {
-        self.user_get(user_id).await?;
-        let mut erased = Erased::default();
-        loop {
-            let sessions = session::Entity::find()
-                .filter(session::Column::UserId.eq(user_id))
-                .limit(ERASURE_STEP)
-                .all(&self.write)
-                .await?;
-            for session in &sessions {
-                let id = SessionId::from_uuid(session.id);
-                match self.session_erase(id, now).await {
-                    Ok(actions) => {
-                        tell(id);
-                        erased.sessions += 1;
-                        erased.actions += actions;
-                    }
-                    // Somebody else erased it first.
-                    Err(Error::SessionNotFound) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            if sessions.is_empty() && self.user_delete(user_id).await? {
-                return Ok(erased);
-            }
-        }
     }
 }
 

@@ -212,6 +212,10 @@ async fn calls_every_rpc(tool: Tool) {
     let erased = ask("UserService/DeleteUser", r#"{"user_id": "ada"}"#).await;
     assert_eq!(erased, [json!({"erasedSessionCount": "1", "erasedActionCount": "2"})]);
 
+    let erasure = ask("UserService/GetErasure", r#"{"user_id": "ada"}"#).await;
+    assert_eq!(erasure[0]["erasedSessionCount"], "1");
+    assert!(erasure[0]["finishTime"].is_string(), "{erasure:?}");
+
     assert_eq!(called, rpc_paths().into_iter().collect(), "every RPC was called");
     let health = tool.ask(reel.address, "grpc.health.v1.Health/Check", "{}").await;
     assert_eq!(health, [json!({"status": "SERVING"})]);

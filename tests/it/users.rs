@@ -1,10 +1,14 @@
 //! Users.
 
-use reel::proto::{DeleteUserRequest, GetUserRequest, ListUsersRequest, SessionStart, UpsertUserRequest, User};
-use tonic::Code;
+use reel::proto::{
+    DeleteUserRequest, GetErasureRequest, GetUserRequest, ListUsersRequest, SessionStart, UpsertUserRequest, User,
+    ingest_service_client::IngestServiceClient, user_service_client::UserServiceClient,
+};
+use tonic::{Code, transport::Endpoint};
 
 use crate::{
-    harness::{Backend, Reel, batch, clicks, reason, start, user},
+    crash::process::Process,
+    harness::{Backend, NOON_MS, Reel, TestDatabase, batch, clicks, eventually, reason, session_id, start, user},
     on_both_databases,
 };
 
@@ -12,6 +16,7 @@ on_both_databases!(
     a_user_is_created_then_brought_up_to_date_field_by_field,
     users_are_listed_by_id_page_by_page_and_by_email,
     deleting_a_user_erases_its_sessions_and_nothing_else,
+    an_erasure_whose_process_is_killed_goes_on_and_says_how_far_it_is,
     a_user_row_deleted_in_plain_sql_takes_its_sessions_and_actions_along,
 );
 
@@ -81,6 +86,48 @@ async fn deleting_a_user_erases_its_sessions_and_nothing_else(backend: Backend) 
     assert_eq!(database.number("SELECT count(*) FROM users").await, 1);
     let again = reel.users().delete_user(request).await.unwrap_err();
     assert_eq!(reason(&again), "USER_NOT_FOUND");
+}
+
+async fn an_erasure_whose_process_is_killed_goes_on_and_says_how_far_it_is(backend: Backend) {
+    const SESSIONS: i64 = 400;
+    let database = TestDatabase::new(backend).await;
+    let mut process = Process::serve(&database.url, &[]).await;
+    let connect = async |process: &Process| {
+        Endpoint::from_shared(format!("http://{}", process.address)).unwrap().connect().await.unwrap()
+    };
+    let channel = connect(&process).await;
+    let requests = (0..SESSIONS).flat_map(|number| {
+        let started = SessionStart { user: Some(user("ada", "")), ..Default::default() };
+        let id = session_id(NOON_MS + number);
+        [start(&id, started), batch("", "", 1, clicks(0..3))]
+    });
+    let requests: Vec<_> = requests.collect();
+    IngestServiceClient::new(channel.clone()).record_actions(tokio_stream::iter(requests)).await.unwrap();
+    let request = DeleteUserRequest { user_id: "ada".to_owned() };
+    let mut users = UserServiceClient::new(channel);
+    let deleting = tokio::spawn(async move { users.delete_user(request).await });
+    let erased = async || database.number("SELECT CAST(coalesce(sum(session_count), 0) AS bigint) FROM erasures").await;
+    eventually("some are erased", async || erased().await > 0).await;
+    process.kill().await;
+    assert!(deleting.await.unwrap().is_err());
+    let left = database.number("SELECT count(*) FROM sessions").await;
+    assert!(left > 0, "it was killed too late");
+    assert_eq!(left + erased().await, SESSIONS);
+    process.start_again().await;
+    let request = GetErasureRequest { user_id: "ada".to_owned() };
+    let mut users = UserServiceClient::new(connect(&process).await);
+    let mut progress = users.get_erasure(request.clone()).await.unwrap().into_inner();
+    while progress.finish_time.is_none() {
+        let next = users.get_erasure(request.clone()).await.unwrap().into_inner();
+        assert!(next.erased_session_count >= progress.erased_session_count);
+        progress = next;
+    }
+    let counts = (progress.session_count, progress.erased_session_count, progress.erased_action_count);
+    assert_eq!(counts, (SESSIONS, SESSIONS, 3 * SESSIONS));
+    for table in ["users", "sessions", "tracks", "actions"] {
+        assert_eq!(database.number(&format!("SELECT count(*) FROM {table}")).await, 0, "{table}");
+    }
+    assert_eq!(database.number("SELECT count(*) FROM erasures WHERE user_id IS NOT NULL").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -66,7 +66,9 @@ impl Store {
         {
             // Whatever started before they were erased is refused for its age by now.
             let sql = "DELETE FROM tombstones WHERE erased_at < $1";
-            self.write.execute_raw(Statement::from_sql_and_values(self.backend, sql, [before.into()])).await?;
+            for sql in [sql, "DELETE FROM erasures WHERE finished_at < $1"] {
+                self.write.execute_raw(Statement::from_sql_and_values(self.backend, sql, [before.into()])).await?;
+            }
         }
         self.give_back().await?;
         // Something was erased.

@@ -13,8 +13,18 @@ use crate::{
 };
 
 /// Everything that is ours.
-const ALL_TABLES: &[&str] =
-    &["users", "sessions", "tracks", "tombstones", "segments", "facets", "facet_days", "actions", "session_facets"];
+const ALL_TABLES: &[&str] = &[
+    "users",
+    "sessions",
+    "tracks",
+    "tombstones",
+    "erasures",
+    "segments",
+    "facets",
+    "facet_days",
+    "actions",
+    "session_facets",
+];
 
 #[derive(FromQueryResult)]
 struct Bytes {

@@ -4,8 +4,9 @@ use reel::{
     convert::{PageToken, Scope},
     model,
     proto::{
-        DeleteSessionRequest, DeleteUserRequest, GetIngestCursorRequest, GetSessionRequest, GetUserRequest,
-        ListSessionsRequest, ListUsersRequest, SessionFilter, UpdateSessionRequest, UpsertUserRequest, User,
+        DeleteSessionRequest, DeleteUserRequest, GetErasureRequest, GetIngestCursorRequest, GetSessionRequest,
+        GetUserRequest, ListSessionsRequest, ListUsersRequest, SessionFilter, UpdateSessionRequest, UpsertUserRequest,
+        User,
     },
 };
 use tonic::Code;
@@ -198,11 +199,14 @@ fn users(table: &mut Table, world: &World) {
 
     let get = |user_id: &str| GetUserRequest { user_id: user_id.to_owned() };
     let delete = |user_id: &str| DeleteUserRequest { user_id: user_id.to_owned() };
+    let erasure = |user_id: &str| GetErasureRequest { user_id: user_id.to_owned() };
     for id in bad_user_ids() {
         let name = format!("user id: {id:?}");
         table.row(&name, get(&id), invalid("user_id"));
         table.row(&name, delete(&id), invalid("user_id"));
+        table.row(&name, erasure(&id), invalid("user_id"));
     }
+    table.row("no erasure", erasure("ada"), refused(Code::NotFound, "ERASURE_NOT_FOUND"));
     let missing = refused(Code::NotFound, "USER_NOT_FOUND");
     for id in ["nobody", &world.session, &text(255)] {
         table.row("a user that there is not", get(id), missing);

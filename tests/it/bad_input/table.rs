@@ -3,10 +3,11 @@
 use bytes::Bytes;
 use prost::Message;
 use reel::proto::{
-    ApplyRetentionRequest, CountActionsRequest, DeleteSessionRequest, DeleteUserRequest, GetErrorFrequencyRequest,
-    GetFunnelRequest, GetIngestCursorRequest, GetSessionDurationsRequest, GetSessionRequest, GetStorageStatsRequest,
-    GetUserRequest, ListActionsRequest, ListSessionsRequest, ListTransitionsRequest, ListUsersRequest,
-    PlaySessionRequest, PreviewRetentionRequest, RecordActionsRequest, UpdateSessionRequest, UpsertUserRequest,
+    ApplyRetentionRequest, CountActionsRequest, DeleteSessionRequest, DeleteUserRequest, GetErasureRequest,
+    GetErrorFrequencyRequest, GetFunnelRequest, GetIngestCursorRequest, GetSessionDurationsRequest, GetSessionRequest,
+    GetStorageStatsRequest, GetUserRequest, ListActionsRequest, ListSessionsRequest, ListTransitionsRequest,
+    ListUsersRequest, PlaySessionRequest, PreviewRetentionRequest, RecordActionsRequest, UpdateSessionRequest,
+    UpsertUserRequest,
 };
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -60,6 +61,7 @@ unary! {
     GetUserRequest => "UserService/GetUser",
     ListUsersRequest => "UserService/ListUsers",
     DeleteUserRequest => "UserService/DeleteUser",
+    GetErasureRequest => "UserService/GetErasure",
     PreviewRetentionRequest => "RetentionService/PreviewRetention",
     ApplyRetentionRequest => "RetentionService/ApplyRetention",
     GetStorageStatsRequest => "RetentionService/GetStorageStats",
