@@ -72,7 +72,8 @@ pub async fn run(
     match &args.retention.archive {
         None => tracing::info!(retention = %keep_for, "sessions are forgotten when they are older; 0s is never"),
         Some(archive) => {
-            tracing::info!(%archive, retention = %keep_for, "sessions are archived when they are older; 0s is never");
+            let after = humantime::format_duration(args.retention.archive_after.unwrap_or(args.retention.retention));
+            tracing::info!(%archive, %after, "sessions are archived when they are older");
         }
     }
     let layer = RpcLayer::new(intake, health.readiness(), drain.clone(), args.limits.max_message_bytes);
