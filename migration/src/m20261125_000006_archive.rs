@@ -13,6 +13,8 @@ const COLUMNS: &[&str] = &[
     // Which sessions are archived, and where.
     "ALTER TABLE sessions ADD COLUMN segment_id bigint",
     "CREATE INDEX sessions_segment ON sessions (segment_id) WHERE segment_id IS NOT NULL",
+    // Which sessions have actions that are not archived: as many as there are rows for. Asked every minute.
+    "CREATE INDEX sessions_hot ON sessions (id) WHERE action_count > archived_count",
     // What is to be cleared up behind sessions that somebody has deleted by hand.
     "CREATE INDEX facet_days_empty ON facet_days (day) WHERE session_count <= 0",
 ];
@@ -116,6 +118,7 @@ impl MigrationTrait for Migration {
         for sql in [
             erase,
             "DROP INDEX facet_days_empty",
+            "DROP INDEX sessions_hot",
             "DROP INDEX sessions_segment",
             "ALTER TABLE sessions DROP COLUMN segment_id",
             "ALTER TABLE sessions DROP COLUMN archived_count",

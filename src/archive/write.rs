@@ -66,6 +66,8 @@ pub struct SegmentWriter {
     group: (usize, usize),
     actions: u64,
     digest: RowDigest,
+    /// Whether the storage has failed: it has given up by itself then, and cannot be told to.
+    has_failed: bool,
 }
 
 impl Archive {
@@ -81,6 +83,7 @@ impl Archive {
             group: (0, 0),
             actions: 0,
             digest: RowDigest::default(),
+            has_failed: false,
         })
     }
 }
@@ -102,7 +105,9 @@ impl SegmentWriter {
         self.group = (self.group.0 + 1, self.group.1 + bytes);
         let is_full = self.group.0 >= GROUP_ROWS || self.group.1 >= GROUP_BYTES;
         if is_full || self.waiting.0 >= BATCH_ROWS || self.waiting.1 >= BATCH_BYTES {
-            self.pass_on(is_full).await.map_err(|error| unreadable(&self.path, &error))?;
+            let passed_on = self.pass_on(is_full).await;
+            self.has_failed = passed_on.is_err();
+            passed_on.map_err(|error| unreadable(&self.path, &error))?;
         }
         Ok(())
     }
@@ -121,15 +126,27 @@ impl SegmentWriter {
     }
 
     /// Ends the segment: it is durable afterwards.
-    pub async fn finish(mut self) -> Result<Written> {
-        let path = self.path.clone();
+    pub async fn finish(&mut self) -> Result<Written> {
         let finished = async {
             self.pass_on(true).await?;
             self.writer.finish().await
         };
-        finished.await.map_err(|error| unreadable(&path, &error))?;
+        let finished = finished.await;
+        self.has_failed = finished.is_err();
+        finished.map_err(|error| unreadable(&self.path, &error))?;
         let bytes = u64::try_from(self.writer.bytes_written()).unwrap_or(u64::MAX);
-        Ok(Written { file: SegmentFile { path, bytes }, actions: self.actions, digest: self.digest.finish() })
+        let (path, digest) = (self.path.clone(), std::mem::take(&mut self.digest));
+        Ok(Written { file: SegmentFile { path, bytes }, actions: self.actions, digest: digest.finish() })
+    }
+
+    /// Gives the segment up, with the parts of it that are in the storage already.
+    pub async fn abort(self) {
+        if self.has_failed {
+            return;
+        }
+        if let Err(error) = self.writer.into_inner().abort().await {
+            tracing::warn!(%error, path = self.path, "the parts of a segment that was given up are left in the storage");
+        }
     }
 }
 

@@ -123,7 +123,7 @@ impl Shared {
 
     /// Fails if a session would be expired from its start. One that is there, because it is pinned, may be started again.
     async fn check_age(&self, start: &SessionStart, now: DateTime<Utc>) -> Result<()> {
-        let Some(keep_for) = self.retention.keep_for else { return Ok(()) };
+        let Some(keep_for) = self.retention.forgets_after() else { return Ok(()) };
         if !self.retention.is_expired(start.id.started_at(), now) || self.store.session_exists(start.id).await? {
             return Ok(());
         }

@@ -50,34 +50,40 @@ pub(super) struct Actions<'a> {
     segments: Vec<Segment>,
 }
 
+/// A segment, read when the first of its sessions comes.
 struct Segment {
-    reader: Reader,
+    archive: Archive,
+    file: SegmentFile,
+    /// In the order of their ids.
+    sessions: Vec<Uuid>,
+    with_data: bool,
+    reader: Option<Reader>,
     read: VecDeque<ArchivedAction>,
     is_read: bool,
 }
 
 impl<'a> Actions<'a> {
-    async fn open(
+    fn open(
         rows: BoxStream<'a, Result<Row, DbErr>>,
         archive: Option<&Archive>,
         segments: &Segments,
         with_data: bool,
     ) -> Result<Self> {
-        let mut readers = Vec::new();
+        let mut places: Vec<Segment> = Vec::new();
         for (file, sessions) in segments {
-            let archive = archive.ok_or(Error::ArchiveNotConfigured)?;
-            let wanted =
-                Wanted { sessions: Some(sessions), with_data, rows_at_once: ROWS_AT_ONCE, ..Wanted::default() };
-            let reader = archive.read(file, wanted).await?;
-            readers.push(Segment { reader, read: VecDeque::new(), is_read: false });
+            let archive = archive.ok_or(Error::ArchiveNotConfigured)?.clone();
+            let (file, mut sessions) = (file.clone(), sessions.clone());
+            sessions.sort_unstable();
+            let read = VecDeque::new();
+            places.push(Segment { archive, file, sessions, with_data, reader: None, read, is_read: false });
         }
-        Ok(Self { rows, next_row: None, is_read: false, segments: readers })
+        Ok(Self { rows, next_row: None, is_read: false, segments: places })
     }
 
     /// What a file has of sessions.
-    pub(super) async fn of_file(archive: &Archive, file: &SegmentFile, sessions: &[Uuid]) -> Result<Self> {
+    pub(super) fn of_file(archive: &Archive, file: &SegmentFile, sessions: &[Uuid]) -> Result<Self> {
         let segments = [(file.clone(), sessions.to_vec())].into();
-        Self::open(stream::empty().boxed(), Some(archive), &segments, true).await
+        Self::open(stream::empty().boxed(), Some(archive), &segments, true)
     }
 
     /// The next one. None after the last.
@@ -86,14 +92,20 @@ impl<'a> Actions<'a> {
             self.next_row = self.rows.next().await.transpose()?.map(from_row);
             self.is_read = self.next_row.is_none();
         }
+        let row = self.next_row.as_ref().map(place_of);
         let mut first: Option<(usize, (Uuid, Position))> = None;
         for (index, segment) in self.segments.iter_mut().enumerate() {
+            // The first session so far, if any.
+            let session = first.iter().map(|(_, place)| place.0).chain(row.map(|place| place.0)).min();
+            if session.is_some_and(|session| segment.begins_after(session)) {
+                continue;
+            }
             let Some(next) = segment.peek().await? else { continue };
             if first.is_none_or(|(_, place)| next < place) {
                 first = Some((index, next));
             }
         }
-        match (first, self.next_row.as_ref().map(place_of)) {
+        match (first, row) {
             (Some((index, archived)), row) if row.is_none_or(|row| archived < row) => {
                 Ok(self.segments[index].read.pop_front())
             }
@@ -103,9 +115,25 @@ impl<'a> Actions<'a> {
 }
 
 impl Segment {
+    /// Whether all that it has comes after this session, and nothing of it is read yet.
+    fn begins_after(&self, session: Uuid) -> bool {
+        self.reader.is_none() && self.sessions.first().is_some_and(|first| *first > session)
+    }
+
     async fn peek(&mut self) -> Result<Option<(Uuid, Position)>> {
         while self.read.is_empty() && !self.is_read {
-            match self.reader.next().await? {
+            let reader = if let Some(reader) = &mut self.reader {
+                reader
+            } else {
+                let wanted = Wanted {
+                    sessions: Some(&self.sessions),
+                    with_data: self.with_data,
+                    rows_at_once: ROWS_AT_ONCE,
+                    ..Wanted::default()
+                };
+                self.reader.insert(self.archive.read(&self.file, wanted).await?)
+            };
+            match reader.next().await? {
                 Some(actions) => self.read.extend(actions),
                 None => self.is_read = true,
             }
@@ -186,7 +214,7 @@ impl Question {
         let of_sessions = action::Column::SessionId.is_in(sessions.iter().copied());
         let query = rows_of(Condition::all().add(of_sessions).add(wanted), with_data);
         let rows = self.stream::<Row>("actions of sessions", &query).await?;
-        Actions::open(rows, self.archive.as_ref(), &segments, with_data).await
+        Actions::open(rows, self.archive.as_ref(), &segments, with_data)
     }
 }
 
@@ -202,7 +230,7 @@ impl Store {
     pub(super) async fn actions_in_order(&self, sessions: &[Uuid], with_data: bool) -> Result<Actions<'static>> {
         let segments = self.segments_of(sessions).await?;
         let rows = self.clone().rows_in_order(sessions, with_data);
-        Actions::open(rows, self.archive.as_ref(), &segments, with_data).await
+        Actions::open(rows, self.archive.as_ref(), &segments, with_data)
     }
 
     fn rows_in_order(self, sessions: &[Uuid], with_data: bool) -> BoxStream<'static, Result<Row, DbErr>> {

@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait as _, ColumnTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _, QuerySelect as _,
-    Set, Value, sea_query::LockType,
+    ActiveModelTrait as _, ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, QueryFilter as _, QueryOrder as _,
+    QuerySelect as _, Set, Value, sea_query::LockType,
 };
 
 use super::{Store, seal::make_stale};
@@ -65,6 +65,10 @@ impl Store {
     async fn session_restore_once(&self, id: SessionId, pin: &Pin) -> Result<i64, Failure> {
         let uuid = id.as_uuid();
         let tx = self.begin_long().await?;
+        if self.is_postgres() {
+            // However long the storage takes.
+            tx.execute_unprepared("SET LOCAL idle_in_transaction_session_timeout = 0").await?;
+        }
         let row = session::Entity::find_by_id(uuid).lock(LockType::Update).one(&tx).await?;
         let row = row.ok_or(Error::SessionNotFound)?;
         let Some(segment) = row.segment_id else { return Ok(0) };

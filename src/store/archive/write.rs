@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{Sealing, Store, ToArchive};
 use crate::{
-    archive::{ArchivedAction, RowDigest, SegmentFile, Wanted, Written},
+    archive::{ArchivedAction, RowDigest, SegmentFile, SegmentWriter, Wanted, Written},
     error::{Error, Result},
     failpoint,
     store::{segment::Actions, track::tracks_of},
@@ -78,26 +78,17 @@ impl Store {
         from: Option<&SegmentFile>,
     ) -> Result<(Written, Vec<ToArchive>)> {
         let mut writer = self.archive()?.write(path)?;
-        let mut counts: HashMap<Uuid, i64> = HashMap::new();
-        for sessions in sessions.chunks(SESSIONS_A_STATEMENT) {
-            let ids: Vec<_> = sessions.iter().map(|session| session.id).collect();
-            let users: HashMap<Uuid, Option<&str>> =
-                sessions.iter().map(|session| (session.id, session.user_id.as_deref())).collect();
-            let tracks = tracks_of(&self.read, &ids).await?;
-            let mut actions = match from {
-                None => self.actions_in_order(&ids, true).await?,
-                Some(file) => Actions::of_file(self.archive()?, file, &ids).await?,
-            };
-            while let Some(ArchivedAction { session, stored }) = actions.next().await? {
-                let tracks = tracks.get(&session).map(Vec::as_slice).unwrap_or_default();
-                let source = tracks.iter().find(|track| track.number == stored.track);
-                let source = source.map_or("", |track| track.source.as_str());
-                let user = users.get(&session).copied().flatten();
-                writer.push(session, user, source, &stored).await?;
-                *counts.entry(session).or_default() += 1;
+        let filled = async {
+            let counts = self.segment_fill(&mut writer, sessions, from).await?;
+            Ok::<_, Error>((writer.finish().await?, counts))
+        };
+        let (written, counts) = match filled.await {
+            Ok(filled) => filled,
+            Err(error) => {
+                writer.abort().await;
+                return Err(error);
             }
-        }
-        let written = writer.finish().await?;
+        };
         failpoint::reach("segment written");
         self.segment_verify(&written.file, &written.digest).await?;
         failpoint::reach("segment verified");
@@ -110,6 +101,35 @@ impl Store {
             );
         }
         Ok((written, whole))
+    }
+
+    /// Writes actions of sessions. Gives how many of each.
+    async fn segment_fill(
+        &self,
+        writer: &mut SegmentWriter,
+        sessions: &[ToArchive],
+        from: Option<&SegmentFile>,
+    ) -> Result<HashMap<Uuid, i64>> {
+        let mut counts: HashMap<Uuid, i64> = HashMap::new();
+        for sessions in sessions.chunks(SESSIONS_A_STATEMENT) {
+            let ids: Vec<_> = sessions.iter().map(|session| session.id).collect();
+            let users: HashMap<Uuid, Option<&str>> =
+                sessions.iter().map(|session| (session.id, session.user_id.as_deref())).collect();
+            let tracks = tracks_of(&self.read, &ids).await?;
+            let mut actions = match from {
+                None => self.actions_in_order(&ids, true).await?,
+                Some(file) => Actions::of_file(self.archive()?, file, &ids)?,
+            };
+            while let Some(ArchivedAction { session, stored }) = actions.next().await? {
+                let tracks = tracks.get(&session).map(Vec::as_slice).unwrap_or_default();
+                let source = tracks.iter().find(|track| track.number == stored.track);
+                let source = source.map_or("", |track| track.source.as_str());
+                let user = users.get(&session).copied().flatten();
+                writer.push(session, user, source, &stored).await?;
+                *counts.entry(session).or_default() += 1;
+            }
+        }
+        Ok(counts)
     }
 
     /// Reads a segment from its storage, all of it, and compares it with what was written.
