@@ -14,6 +14,9 @@ use tokio::sync::watch;
 use self::connect::Outage;
 use crate::{archive::Archive, config::DatabaseUrl, error::Result};
 
+#[macro_use]
+mod question;
+
 mod action;
 mod analytics;
 mod append;
@@ -29,7 +32,6 @@ mod index;
 mod partition;
 mod prepare;
 mod probe;
-mod question;
 mod relay;
 mod retention;
 mod search;

@@ -32,6 +32,8 @@ CREATE TABLE segments (
     spare_since timestamptz,
     stale bigint NOT NULL DEFAULT 0
 );
+CREATE TABLE partition_drops (count bigint NOT NULL);
+INSERT INTO partition_drops (count) VALUES (0);
 CREATE OR REPLACE FUNCTION reel_erase_sessions() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     erased record;
@@ -115,6 +117,7 @@ impl MigrationTrait for Migration {
             _ => index::SQLITE_ERASE,
         };
         let connection = manager.get_connection();
+        connection.execute_unprepared("DROP TABLE IF EXISTS partition_drops").await?;
         for sql in [
             erase,
             "DROP INDEX facet_days_empty",

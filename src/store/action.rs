@@ -3,9 +3,9 @@
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt as _;
 use sea_orm::{
-    ColumnTrait as _, Condition, EntityTrait as _, ExprTrait as _, PaginatorTrait as _, QueryFilter as _,
-    QueryOrder as _, QuerySelect as _, QueryTrait as _, Select,
-    sea_query::{Expr, SimpleExpr},
+    ColumnTrait as _, Condition, DbErr, EntityTrait as _, ExprTrait as _, PaginatorTrait as _, QueryFilter as _,
+    QueryOrder as _, QuerySelect as _, QueryTrait as _, Select, StreamTrait as _, TryGetableMany as _,
+    sea_query::{Expr, JoinType, Query, SelectStatement, SimpleExpr},
 };
 
 use super::{
@@ -101,57 +101,58 @@ impl Store {
         Err(Error::SegmentMissing)
     }
 
-    /// A page of rows, and the segment of the session when they were read.
+    /// A page of rows, and the segment of the session at the moment at which they were read.
     async fn row_page(
         &self,
         query: &ActionQuery<'_>,
         max_rows: u64,
         max_bytes: usize,
     ) -> Result<(ActionRows, Option<i64>)> {
-        let of_session = session::Entity::find_by_id(query.session.as_uuid())
-            .select_only()
-            .column(session::Column::SegmentId)
-            .into_query();
-        // By index, not by name: looking up the names takes longer than decoding the values.
-        let mut rows = select(query)
-            .select_only()
-            .columns([
-                action::Column::Timestamp,
-                action::Column::Track,
-                action::Column::Seq,
-                action::Column::Kind,
-                action::Column::Target,
-                action::Column::Data,
-            ])
-            .expr(SimpleExpr::SubQuery(None, Box::new(of_session.into())))
-            .order_by_asc(action::Column::Timestamp)
-            .order_by_asc(action::Column::Track)
-            .order_by_asc(action::Column::Seq)
-            .limit(max_rows)
-            .into_tuple::<ActionColumns>()
-            .stream(&self.read)
-            .await?;
-        let mut page = ActionRows { actions: Vec::with_capacity(rows_as_length(max_rows)), bytes: 0, is_last: false };
+        let of_session = session::Entity::find_by_id(query.session.as_uuid()).select_only();
+        let segment = of_session.column(session::Column::SegmentId).into_query();
+        let mut rows = page_of(query, max_rows);
+        rows.expr(SimpleExpr::SubQuery(None, Box::new(segment.into())));
+        let read = self.read_page(rows, max_rows, max_bytes).await?;
+        if let (page, Some(segment)) = read {
+            return Ok((page, segment));
+        }
+        // No row says it. Asked for apart, it could be that of another moment.
+        let mut page = Query::select();
+        for name in PAGE_COLUMNS {
+            page.column(("page", name));
+        }
+        page.column((session::Entity, session::Column::SegmentId))
+            .from(session::Entity)
+            .join_subquery(JoinType::LeftJoin, page_of(query, max_rows), "page", Expr::cust("1 = 1"))
+            .and_where(Expr::col((session::Entity, session::Column::Id)).eq(query.session.as_uuid()));
+        let (page, segment) = self.read_page(page, max_rows, max_bytes).await?;
+        Ok((page, segment.flatten()))
+    }
+
+    /// Reads a page, and what its rows say of the segment. None where there are none.
+    async fn read_page(
+        &self,
+        query: SelectStatement,
+        max_rows: u64,
+        max_bytes: usize,
+    ) -> Result<(ActionRows, Option<Option<i64>>), DbErr> {
+        let limit = rows_as_length(max_rows);
+        let mut rows = self.read.stream_raw(self.backend.build(&query)).await?;
+        let mut page = ActionRows { actions: Vec::with_capacity(limit), bytes: 0, is_last: false };
         let mut place = None;
         while page.bytes < max_bytes {
-            let Some((timestamp, track, seq, kind, target, data, segment)) = rows.try_next().await? else {
-                page.is_last = page.actions.len() < rows_as_length(max_rows);
+            let Some(row) = rows.try_next().await? else {
+                page.is_last = page.actions.len() < limit;
                 break;
             };
+            // By index, not by name: looking up the names takes longer than decoding the values.
+            let (timestamp, track, seq, kind, target, data, segment) = ActionColumns::try_get_many_by_index(&row)?;
             place = Some(segment);
-            let action =
-                Action { timestamp, kind: kind.into(), target: target.into(), data: data.unwrap_or_default().into() };
+            let (Some(timestamp), Some(track), Some(seq)) = (timestamp, track, seq) else { continue };
+            let text = |text: Option<String>| text.unwrap_or_default().into();
+            let action = Action { timestamp, kind: text(kind), target: text(target), data: text(data) };
             page.push(StoredAction { track, seq, action });
         }
-        drop(rows);
-        let place = match place {
-            Some(place) => place,
-            // No row says it.
-            None => session::Entity::find_by_id(query.session.as_uuid())
-                .one(&self.read)
-                .await?
-                .and_then(|session| session.segment_id),
-        };
         Ok((page, place))
     }
 
@@ -189,8 +190,30 @@ impl Store {
     }
 }
 
-/// Timestamp, track, seq, type, target and data, and the session's segment.
-type ActionColumns = (DateTime<Utc>, i16, i64, String, String, Option<String>, Option<i64>);
+/// The columns of a page, and the session's segment.
+type ActionColumns =
+    (Option<DateTime<Utc>>, Option<i16>, Option<i64>, Option<String>, Option<String>, Option<String>, Option<i64>);
+
+const PAGE_COLUMNS: [&str; 6] = ["timestamp", "track", "seq", "type", "target", "data"];
+
+/// The rows of a page in the order of playback.
+fn page_of(query: &ActionQuery<'_>, max_rows: u64) -> SelectStatement {
+    select(query)
+        .select_only()
+        .columns([
+            action::Column::Timestamp,
+            action::Column::Track,
+            action::Column::Seq,
+            action::Column::Kind,
+            action::Column::Target,
+        ])
+        .expr_as(Expr::col((action::Entity, action::Column::Data)).cast_as("text"), "data")
+        .order_by_asc(action::Column::Timestamp)
+        .order_by_asc(action::Column::Track)
+        .order_by_asc(action::Column::Seq)
+        .limit(max_rows)
+        .into_query()
+}
 
 fn rows_as_length(rows: u64) -> usize {
     usize::try_from(rows).unwrap_or(usize::MAX)

@@ -248,6 +248,11 @@ pub(super) async fn partition_bytes_of_table(
     Ok(row.map(|row| row.try_get("", "bytes")).transpose()?.unwrap_or(0))
 }
 
+/// Notes that a partition is dropped, for questions that are being answered.
+pub(super) async fn count_drop(tx: &DatabaseTransaction) -> Result<(), DbErr> {
+    tx.execute_unprepared("UPDATE partition_drops SET count = count + 1").await.map(|_| ())
+}
+
 /// Takes partitions out of their tables as soon as nobody uses these, without making others wait for more than a moment.
 pub(super) async fn detach(tx: &DatabaseTransaction, partitions: &[(&str, String)]) -> Result<(), DbErr> {
     let mut attempt = 0;

@@ -29,6 +29,25 @@ use crate::{
 /// How long a question waits for others to be answered before it is told to come again.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
+const PARTITION_DROPS: &str = "SELECT count FROM partition_drops";
+
+/// How often a question is asked when a day is dropped while it is answered.
+pub(super) const ATTEMPTS: u32 = 3;
+
+/// Asks a question, and again where a day was dropped meanwhile.
+macro_rules! asked {
+    ($store:expr, $ask:expr) => {{
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            match $store.question($ask).await {
+                Err($crate::error::Error::Contention) if attempt < $crate::store::question::ATTEMPTS => {}
+                answer => break answer,
+            }
+        }
+    }};
+}
+
 /// The connections for questions. They are apart from those of playback, so that analysis cannot hold playback up.
 #[derive(Clone, Debug)]
 pub(super) struct Desk {
@@ -86,6 +105,8 @@ pub(super) struct Question {
     backend: DatabaseBackend,
     /// Gives the connection back when this is dropped.
     turn: Option<Turn>,
+    /// Whether it has read actions that are rows.
+    reads_actions: AtomicBool,
     pub(super) archive: Option<Archive>,
     plans: Arc<Mutex<Option<Vec<QueryPlan>>>>,
 }
@@ -111,11 +132,18 @@ impl Store {
             let question = Question::begin(self).await?;
             // Questions are large, and many of their callers are small.
             let answer = Box::pin(ask(&question)).await;
+            let drops = question.drops_seen().await?;
             question.end();
-            answer
+            if drops.is_some() && drops != self.partition_drops().await? { Err(Error::Contention) } else { answer }
         };
         let asking = async { timeout(desk.time_limit, asking).await.unwrap_or(Err(Error::StatementTimeout)) };
         self.unless_away(asking).await
+    }
+
+    /// How many partitions have been dropped.
+    async fn partition_drops(&self) -> Result<Option<i64>> {
+        let row = self.read.query_one_raw(Statement::from_string(self.backend, PARTITION_DROPS)).await?;
+        Ok(row.map(|row| row.try_get("", "count")).transpose()?)
     }
 
     /// Keeps the plans of all questions from now on, instead of those that were kept before, which it gives.
@@ -135,7 +163,14 @@ impl Question {
         // On PostgreSQL it is read-only and sees one moment by the connection's own settings.
         let transaction = turn.counter.connection.begin().await?;
         let (archive, plans) = (desk.archive.clone(), Arc::clone(&desk.plans));
-        Ok(Self { transaction: Some(transaction), backend: store.backend, turn: Some(turn), archive, plans })
+        Ok(Self {
+            transaction: Some(transaction),
+            backend: store.backend,
+            turn: Some(turn),
+            reads_actions: AtomicBool::new(false),
+            archive,
+            plans,
+        })
     }
 
     /// Ends the transaction, which nobody has to wait for.
@@ -148,6 +183,17 @@ impl Question {
             }
             drop(turn);
         });
+    }
+
+    /// How many partitions had been dropped at the moment that it sees. A partition that is dropped while a question is answered
+    /// is gone for it too, although it sees everything else as it was: the answer is not good then, and has to be asked for again.
+    /// None where that cannot be.
+    async fn drops_seen(&self) -> Result<Option<i64>, DbErr> {
+        if !self.is_postgres() || !self.reads_actions.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let row = self.transaction()?.query_one_raw(Statement::from_string(self.backend, PARTITION_DROPS)).await?;
+        row.map(|row| row.try_get("", "count")).transpose()
     }
 
     pub(super) fn backend(&self) -> DatabaseBackend {
@@ -200,6 +246,9 @@ impl Question {
     }
 
     async fn record_plan(&self, name: &'static str, statement: &Statement) -> Result<(), DbErr> {
+        if statement.sql.contains("\"actions\"") {
+            self.reads_actions.store(true, Ordering::Relaxed);
+        }
         if self.plans.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
             return Ok(());
         }

@@ -177,8 +177,9 @@ impl Store {
         let mut days = self.days_to_archive(until, now).await?;
         days.retain(|day| !expired.iter().any(|gone| gone.day == day.day));
         if !self.is_postgres() {
-            let rows = self.action_total().await?;
-            days.iter_mut().for_each(|day| day.bytes = share(bytes_in_use, day.actions, rows));
+            // About a third of what a session takes stays, to find it by.
+            let rows = self.action_row_total().await?;
+            days.iter_mut().for_each(|day| day.bytes = share(bytes_in_use / 3 * 2, day.actions, rows));
         }
         for day in days {
             let is_old = first_hot.is_some_and(|first| day.day < first);
@@ -289,10 +290,14 @@ impl Store {
         struct Row {
             actions: i64,
         }
-        let sql = "SELECT CAST((SELECT coalesce(sum(last_seq), 0) FROM tracks) \
-             - (SELECT coalesce(sum(archived_count), 0) FROM sessions) AS bigint) AS actions";
+        let sql = "SELECT CAST(coalesce(sum(last_seq), 0) AS bigint) AS actions FROM tracks";
         let row = Row::find_by_statement(Statement::from_string(self.backend, sql)).one(&self.read).await?;
         Ok(row.map_or(0, |row| row.actions))
+    }
+
+    /// The number of actions that are not archived.
+    async fn action_row_total(&self) -> Result<i64> {
+        Ok(self.action_total().await? - self.archive_stats().await?.actions)
     }
 
     /// Begins a transaction that may take as long as it needs.

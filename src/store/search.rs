@@ -56,12 +56,12 @@ pub(super) struct Matched {
 impl Store {
     /// Finds sessions.
     pub async fn session_search(&self, search: &SessionSearch, now: DateTime<Utc>) -> Result<FoundSessions> {
-        self.question(async |question| question.sessions(search, now).await).await
+        asked!(self, async |question| question.sessions(search, now).await)
     }
 
     /// One session, with what its actions say.
     pub async fn session_describe(&self, id: SessionId) -> Result<FoundSession> {
-        self.question(async |question| {
+        asked!(self, async |question| {
             let row = session::Entity::find_by_id(id.as_uuid()).into_query();
             let rows: Vec<session::Model> = question.models("session by id", &row).await?;
             let row = rows.into_iter().next().ok_or(Error::SessionNotFound)?;
@@ -69,7 +69,6 @@ impl Store {
             let summary = question.summary(&row, &tracks).await?;
             Ok(FoundSession { session: from_row(row, tracks), summary, first_match: None })
         })
-        .await
     }
 }
 

@@ -14,7 +14,10 @@ use std::{
 use chrono::{DateTime, TimeDelta, Utc};
 use reel::{
     model::{ArchivePolicy, Pin, RetentionPolicy, RetentionReport},
-    proto::{Action, PlaySessionRequest, SessionEnd, SessionStart, play_session_request::Begin},
+    proto::{
+        Action, ActionDimension, ActionMatch, CountActionsRequest, PlaySessionRequest, SessionEnd, SessionFilter,
+        SessionStart, analytics_service_client::AnalyticsServiceClient, play_session_request::Begin,
+    },
 };
 use tempfile::TempDir;
 
@@ -31,6 +34,7 @@ on_both_databases!(
     an_archived_session_is_played_through_the_same_pages_and_cursors,
     an_archived_session_takes_what_comes_late_and_knows_what_comes_again,
     playing_and_recording_go_on_while_sessions_are_archived,
+    late_actions_find_their_session_whether_it_is_archived_or_not,
     two_processes_archive_at_once,
 );
 
@@ -234,13 +238,86 @@ async fn playing_and_recording_go_on_while_sessions_are_archived(backend: Backen
         assert_eq!(reel.play_all(&live).await.len(), usize::try_from(seq - 1).unwrap());
         seq
     };
+    let asking = async {
+        let filter = SessionFilter { user_id: "ada".to_owned(), ..Default::default() };
+        let clicks = ActionMatch { r#type: "click".to_owned(), ..Default::default() };
+        let group_by = vec![ActionDimension::Hour.into()];
+        let request =
+            CountActionsRequest { filter: Some(filter), r#match: Some(clicks), group_by, ..Default::default() };
+        let mut analytics = AnalyticsServiceClient::new(reel.channel.clone());
+        let all: usize = before.iter().map(Vec::len).sum();
+        let mut answers = 0;
+        while !is_over.load(Ordering::Relaxed) {
+            // Reads the actions, wherever they are at that moment.
+            match analytics.count_actions(request.clone()).await {
+                Ok(counted) => {
+                    assert_eq!(usize::try_from(counted.into_inner().total_action_count).unwrap(), all);
+                    answers += 1;
+                }
+                // A day was dropped meanwhile: to be asked again.
+                Err(status) => assert_eq!(reason(&status), "CONTENTION"),
+            }
+        }
+        answers
+    };
     let archiving = async {
         archiving.await;
         is_over.store(true, Ordering::Relaxed);
     };
-    let ((), rounds, seq) = tokio::join!(archiving, playing, recording);
-    assert!(rounds > 0 && seq > 5, "{rounds} {seq}");
+    let ((), rounds, seq, answers) = tokio::join!(archiving, playing, recording, asking);
+    assert!(rounds > 0 && seq > 5 && answers > 5, "{rounds} {seq} {answers}");
     assert_eq!(play_each(&reel, &ids).await, before);
+    reel.stop().await;
+}
+
+async fn late_actions_find_their_session_whether_it_is_archived_or_not(backend: Backend) {
+    const BATCHES: i64 = 40;
+    let (reel, database, _folder) = with_archive(backend).await;
+    let ids = record_sessions(&reel, &database, 4).await;
+    let before = play_each(&reel, &ids).await;
+    let is_over = AtomicBool::new(false);
+    let sending = async {
+        for number in 0..BATCHES {
+            for id in &ids {
+                // Some of them happened before what is archived already.
+                let actions: Vec<_> = (0..5).map(|part| action((number * 5 + part) * 31, "late", id)).collect();
+                let receipt = reel.append(id, "late", number * 5 + 1, actions.clone()).await.unwrap();
+                assert_eq!(receipt.accepted_count, 5);
+                // A receipt that was lost: what is stored is a duplicate, wherever it is by now.
+                let again = reel.append(id, "late", number * 5 + 1, actions).await.unwrap();
+                assert_eq!(again.duplicate_count, 5, "{again:?}");
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        is_over.store(true, Ordering::Relaxed);
+    };
+    let archiving = async {
+        let (mut archived, mut passes) = (0, 0);
+        while !is_over.load(Ordering::Relaxed) {
+            // It would take a while until they are quiet.
+            database.execute("UPDATE tracks SET last_received_at = '2026-01-01T00:00:00.000000+00:00'").await;
+            let report = reel.store.retention_apply(&archive_after(0), later()).await.unwrap();
+            archived += report.days.iter().map(|day| day.sessions).sum::<i64>();
+            passes += 1;
+        }
+        (archived, passes)
+    };
+    let ((), (archived, passes)) = tokio::join!(sending, archiving);
+    assert!(archived > 8 && passes > 2, "{archived} in {passes} passes: more often than once each");
+    wait_until_indexed(&database).await;
+    for last in [false, true] {
+        for (id, before) in ids.iter().zip(&before) {
+            let played = reel.play_all(id).await;
+            let of = |source: &str| played.iter().filter(|action| action.source == source).collect::<Vec<_>>();
+            assert_eq!(played.len(), before.len() + usize::try_from(5 * BATCHES).unwrap());
+            assert!(of("late").iter().map(|action| action.seq).eq(1..=5 * BATCHES));
+            assert_eq!([of("main").len(), of("backend").len()], [before.len() - 20, 20]);
+        }
+        if !last {
+            archive_all(&reel).await;
+            assert_eq!(database.number("SELECT count(*) FROM actions").await, 0);
+        }
+    }
     reel.stop().await;
 }
 

@@ -69,7 +69,7 @@ impl Store {
                  or both filter.started_after and filter.started_before",
             ));
         }
-        self.question(async |question| {
+        asked!(self, async |question| {
             let depth = if way == Way::Facets { Depth::Actions } else { Depth::Tracks };
             let matched = question.matched(&counting.filter, depth, now).await?;
             let mut tally = Tally::default();
@@ -81,7 +81,6 @@ impl Store {
             }
             Ok(tally.finish(counting.limit))
         })
-        .await
     }
 }
 

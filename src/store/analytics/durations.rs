@@ -25,7 +25,7 @@ impl Store {
         filter: &SessionFilter,
         now: DateTime<Utc>,
     ) -> Result<BTreeMap<NaiveDate, Vec<i64>>> {
-        self.question(async |question| {
+        asked!(self, async |question| {
             let matched = question.matched(filter, Depth::Tracks, now).await?;
             let mut days: BTreeMap<NaiveDate, Vec<i64>> = BTreeMap::new();
             let mut add = |session: SessionId, duration: i64| {
@@ -50,6 +50,5 @@ impl Store {
             }
             Ok(days)
         })
-        .await
     }
 }

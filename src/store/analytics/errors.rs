@@ -35,7 +35,7 @@ impl Store {
         interval_seconds: i64,
         now: DateTime<Utc>,
     ) -> Result<(ErrorFrequency, Vec<ErrorFrequency>)> {
-        self.question(async |question| {
+        asked!(self, async |question| {
             let matched = question.matched(filter, Depth::Tracks, now).await?;
             let conditions = matched.all(filter, now, question);
             let has_errors = |condition: &Condition| Condition::all().add(condition.clone()).add(may_have_errors());
@@ -57,7 +57,6 @@ impl Store {
             }
             Ok(intervals)
         })
-        .await
     }
 }
 

@@ -34,7 +34,7 @@ impl Store {
     /// Counts how many sessions reach each step. Reads the actions of no session that does not have the facets of the first two
     /// steps, unless exits are asked for.
     pub async fn funnel(&self, counting: &FunnelCounting, now: DateTime<Utc>) -> Result<Vec<FunnelStep>> {
-        self.question(async |question| question.funnel(counting, now).await).await
+        asked!(self, async |question| question.funnel(counting, now).await)
     }
 }
 

@@ -83,7 +83,7 @@ impl Store {
     ///
     /// Query `actions in order`. Uses the primary key of `actions`, of the sessions that are asked for only.
     pub async fn transitions(&self, counting: &TransitionCounting, now: DateTime<Utc>) -> Result<Transitions> {
-        self.question(async |question| {
+        asked!(self, async |question| {
             let matched = question.matched(&counting.filter, Depth::Tracks, now).await?;
             let mut following =
                 Following { counting, names: Names::default(), gaps: HashMap::new(), count: 0, before: None };
@@ -133,7 +133,6 @@ impl Store {
             let Following { gaps, names, .. } = following;
             Ok(most_frequent(gaps, &names.facets, counting.limit))
         })
-        .await
     }
 }
 

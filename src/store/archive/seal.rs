@@ -18,7 +18,7 @@ use crate::{
         entity::{action, session, track},
         failure::{Attempts, Failure},
         index::Table,
-        partition::{day_bounds, detach, partition_bytes_of_table, partition_name, partition_names_in},
+        partition::{count_drop, day_bounds, detach, partition_bytes_of_table, partition_name, partition_names_in},
     },
 };
 
@@ -99,6 +99,7 @@ impl Store {
         for Sealing { segment, path, .. } in sealing {
             seal(&tx, *segment, path, 0).await?;
         }
+        count_drop(&tx).await?;
         let mut claimed = HashSet::new();
         for Sealing { segment, sessions, .. } in sealing {
             claimed.extend(claim(&tx, *segment, sessions).await?);

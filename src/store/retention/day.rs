@@ -14,7 +14,9 @@ use crate::{
     store::{
         failure::{Attempts, Failure},
         index::FACETS_LOCK,
-        partition::{TABLES, day_bounds, detach, partition_bytes_of_table, partition_name, partition_names_in},
+        partition::{
+            TABLES, count_drop, day_bounds, detach, partition_bytes_of_table, partition_name, partition_names_in,
+        },
     },
 };
 
@@ -63,6 +65,7 @@ impl Store {
         let gone = Gone::find_by_statement(statement).one(&tx).await?.unwrap_or(Gone { sessions: 0, actions: 0 });
         // Whoever was archived is not in its segment any more.
         tx.execute_unprepared(&format!("UPDATE segments SET stale = stale + 1 WHERE day = '{}'", day.day)).await?;
+        count_drop(&tx).await?;
         let mut partitions = Vec::new();
         for table in TABLES {
             let name = partition_name(table, day.day);

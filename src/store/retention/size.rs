@@ -143,7 +143,7 @@ impl Store {
         Ok(StorageStats { days, users: range.users, tables, free_bytes, oldest, newest, archive })
     }
 
-    async fn archive_stats(&self) -> Result<ArchiveStats> {
+    pub(super) async fn archive_stats(&self) -> Result<ArchiveStats> {
         #[derive(FromQueryResult)]
         struct Row {
             segments: i64,

@@ -20,7 +20,7 @@ const SESSIONS_AT_ONCE: usize = 20;
 impl Store {
     /// Finds actions: those of the sessions that started last come first, those of a session in the order of playback.
     pub async fn action_search(&self, search: &ActionSearch, now: DateTime<Utc>) -> Result<Vec<FoundAction>> {
-        self.question(async |question| question.actions(search, now).await).await
+        asked!(self, async |question| question.actions(search, now).await)
     }
 }
 
