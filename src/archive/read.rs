@@ -1,6 +1,10 @@
 //! Reading segments: only the pages that may have what is wanted.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -13,7 +17,7 @@ use parquet::{
     },
     errors::ParquetError,
     file::{
-        metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader},
+        metadata::{ColumnChunkMetaData, PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData},
         page_index::column_index::ColumnIndexMetaData,
     },
 };
@@ -65,6 +69,36 @@ pub struct Reader {
     with_data: bool,
     rows_at_once: usize,
     stretches: VecDeque<Stretch>,
+    dictionaries: Dictionaries,
+}
+
+/// The dictionaries of the row group that was read last: each stretch of it needs them.
+#[derive(Clone, Default)]
+struct Dictionaries(Arc<Mutex<OfGroup>>);
+
+/// A row group, and where its dictionaries begin, with those that were read.
+type OfGroup = (usize, HashMap<u64, Option<Bytes>>);
+
+impl Dictionaries {
+    /// Gets ready for a row group.
+    fn enter(&self, group: usize, columns: &RowGroupMetaData) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.0 != group || known.1.is_empty() {
+            let starts = columns.columns().iter().filter_map(ColumnChunkMetaData::dictionary_page_offset);
+            *known = (group, starts.map(|start| (start.cast_unsigned(), None)).collect());
+        }
+    }
+
+    fn get(&self, range: &Range<u64>) -> Option<Bytes> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.1.get(&range.start)?.clone().filter(|bytes| bytes.len() as u64 == range.end - range.start)
+    }
+
+    fn put(&self, range: &Range<u64>, bytes: &Bytes) {
+        if let Some(known) = self.0.lock().unwrap_or_else(PoisonError::into_inner).1.get_mut(&range.start) {
+            *known = Some(bytes.clone());
+        }
+    }
 }
 
 impl Archive {
@@ -89,6 +123,7 @@ impl Archive {
             with_data: wanted.with_data,
             rows_at_once: wanted.rows_at_once.max(1),
             stretches: VecDeque::new(),
+            dictionaries: Dictionaries::default(),
         };
         reader.stretches = reader.find_stretches()?;
         Ok(reader)
@@ -113,6 +148,11 @@ impl Archive {
 }
 
 impl Reader {
+    /// Reads so many rows at once from now on, at most.
+    pub fn read_at_once(&mut self, rows: usize) {
+        self.rows_at_once = rows.max(1);
+    }
+
     /// The next actions that are wanted, in the order of the segment. None after the last.
     pub async fn next(&mut self) -> Result<Option<Vec<ArchivedAction>>> {
         while let Some(stretch) = self.next_stretch() {
@@ -156,7 +196,11 @@ impl Reader {
     async fn try_read(&self, stretch: Stretch) -> Result<Option<Vec<ArchivedAction>>, ParquetError> {
         let groups = self.footer.metadata().row_groups();
         let rows = groups.get(stretch.group).map_or(0, |group| usize::try_from(group.num_rows()).unwrap_or(0));
-        let source = Source { archive: self.archive.clone(), file: self.file.clone() };
+        if let Some(columns) = groups.get(stretch.group) {
+            self.dictionaries.enter(stretch.group, columns);
+        }
+        let (archive, file, dictionaries) = (self.archive.clone(), self.file.clone(), self.dictionaries.clone());
+        let source = Source { archive, file, dictionaries };
         let leaves = OF_ACTIONS.into_iter().filter(|column| self.with_data || *column != DATA);
         let projection = ProjectionMask::leaves(self.footer.parquet_schema(), leaves);
         let mut batches = ParquetRecordBatchStreamBuilder::new_with_metadata(source, self.footer.clone())
@@ -256,6 +300,7 @@ impl MetadataFetch for Fetch<'_> {
 struct Source {
     archive: Archive,
     file: SegmentFile,
+    dictionaries: Dictionaries,
 }
 
 impl AsyncFileReader for Source {
@@ -265,8 +310,15 @@ impl AsyncFileReader for Source {
 
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>, ParquetError>> {
         async move {
-            let read = self.archive.ranges(&self.file.path, &ranges).await;
-            read.map_err(|error| ParquetError::External(Box::new(error)))
+            let known: Vec<_> = ranges.iter().map(|range| self.dictionaries.get(range)).collect();
+            let missing = ranges.iter().zip(&known).filter(|(_, known)| known.is_none());
+            let missing: Vec<_> = missing.map(|(range, _)| range.clone()).collect();
+            let read = self.archive.ranges(&self.file.path, &missing).await;
+            let read = read.map_err(|error| ParquetError::External(Box::new(error)))?;
+            missing.iter().zip(&read).for_each(|(range, bytes)| self.dictionaries.put(range, bytes));
+            let mut read = read.into_iter();
+            let all: Option<Vec<_>> = known.into_iter().map(|known| known.or_else(|| read.next())).collect();
+            all.ok_or_else(|| ParquetError::EOF("less was read than was asked for".to_owned()))
         }
         .boxed()
     }

@@ -74,7 +74,7 @@ impl Pages {
             return;
         }
         let (store, selection) = (self.store.clone(), Arc::clone(&self.selection));
-        let (after, rows, mut segment) = (self.after, self.next_rows, self.segment.clone());
+        let (after, rows, mut segment) = (self.after, self.next_rows, self.segment.take());
         self.reading = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let query = ActionQuery {
                 session: selection.session,

@@ -1,5 +1,7 @@
 //! Queries about actions.
 
+use std::collections::VecDeque;
+
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt as _;
 use sea_orm::{
@@ -13,7 +15,7 @@ use super::{
     entity::{action, session},
 };
 use crate::{
-    archive::{SegmentFile, Wanted},
+    archive::{Reader, SegmentFile, Wanted},
     error::{Error, Result},
     model::{Action, Position, SessionId, StoredAction},
 };
@@ -46,12 +48,27 @@ pub struct ActionQuery<'a> {
     pub types: &'a [String],
 }
 
-/// Where a session was found to be archived.
-#[derive(Clone, Debug)]
+/// Where a session was found to be archived, and how far it is read.
 pub struct KnownSegment {
     id: i64,
     file: SegmentFile,
+    rest: Option<Rest>,
 }
+
+/// What was read of a segment and is not on a page yet, so that no part of it is read twice.
+struct Rest {
+    /// The last action of the page before.
+    after: Position,
+    read: VecDeque<StoredAction>,
+    reader: Reader,
+}
+
+/// Bytes that are kept until they are asked for. What is larger is read again.
+const MAX_REST_BYTES: usize = 2 << 20;
+
+/// Rows that are read of a segment at once: a page of its own for the first page of a playback, and for those that are paced.
+const FEW_ROWS: usize = 1_024;
+const MANY_ROWS: usize = 4_096;
 
 /// How often a page is looked for in another place, where its session moves.
 const PLACES: u32 = 3;
@@ -80,15 +97,15 @@ impl Store {
         for _ in 0..PLACES {
             let (rows, place) = self.in_time(self.row_page(query, max_rows, max_bytes)).await?;
             let Some(id) = place else { return Ok(rows) };
-            let known = match segment.take().filter(|known| known.id == id) {
+            let mut known = match segment.take().filter(|known| known.id == id) {
                 Some(known) => known,
                 // Archived anew meanwhile: its rows are elsewhere too.
                 None => match self.in_time(self.segment_file(id)).await? {
-                    Some(file) => KnownSegment { id, file },
+                    Some(file) => KnownSegment { id, file, rest: None },
                     None => continue,
                 },
             };
-            match self.segment_page(query, max_rows, max_bytes, &known.file).await {
+            match self.segment_page(query, max_rows, max_bytes, &mut known).await {
                 Ok(archived) => {
                     *segment = Some(known);
                     return Ok(rows.merge(archived, max_rows, max_bytes));
@@ -162,26 +179,43 @@ impl Store {
         query: &ActionQuery<'_>,
         max_rows: u64,
         max_bytes: usize,
-        file: &SegmentFile,
+        segment: &mut KnownSegment,
     ) -> Result<ActionRows> {
-        let session = query.session.as_uuid();
-        let from = std::cmp::max(query.from, query.after.map(|place| place.timestamp));
-        let rows_at_once = rows_as_length(max_rows).max(256);
-        let wanted = Wanted { sessions: Some(&[session]), from, until: query.until, with_data: true, rows_at_once };
-        let mut reader = self.archive()?.read(file, wanted).await?;
+        let limit = rows_as_length(max_rows);
+        let Rest { mut read, mut reader, .. } = match segment.rest.take().filter(|rest| query.after == Some(rest.after))
+        {
+            Some(rest) => rest,
+            None => self.segment_open(query, &segment.file).await?,
+        };
+        reader.read_at_once(if limit < FEW_ROWS / 2 { FEW_ROWS } else { MANY_ROWS });
         let mut page = ActionRows { actions: Vec::new(), bytes: 0, is_last: false };
-        loop {
+        while page.actions.len() < limit && page.bytes < max_bytes {
+            if let Some(stored) = read.pop_front() {
+                page.push(stored);
+                continue;
+            }
             let Some(actions) = reader.next().await? else {
                 page.is_last = true;
                 return Ok(page);
             };
-            for action in actions.into_iter().filter(|action| query.has(&action.stored)) {
-                if page.actions.len() >= rows_as_length(max_rows) || page.bytes >= max_bytes {
-                    return Ok(page);
-                }
-                page.push(action.stored);
-            }
+            let actions = actions.into_iter().map(|action| action.stored);
+            read.extend(actions.filter(|stored| query.has(stored)));
         }
+        let bytes: usize = read.iter().map(StoredAction::size).sum();
+        let after = page.actions.last().map(StoredAction::position);
+        segment.rest = after.filter(|_| bytes <= MAX_REST_BYTES).map(|after| Rest { after, read, reader });
+        Ok(page)
+    }
+
+    async fn segment_open(&self, query: &ActionQuery<'_>, file: &SegmentFile) -> Result<Rest> {
+        let session = query.session.as_uuid();
+        // Where the page before ended, as far as times tell.
+        let from = std::cmp::max(query.from, query.after.map(|place| place.timestamp));
+        let wanted =
+            Wanted { sessions: Some(&[session]), from, until: query.until, with_data: true, rows_at_once: FEW_ROWS };
+        let reader = self.archive()?.read(file, wanted).await?;
+        let after = query.after.unwrap_or(Position { timestamp: DateTime::UNIX_EPOCH, track: 0, seq: 0 });
+        Ok(Rest { after, read: VecDeque::new(), reader })
     }
 
     /// Counts actions, in the index alone where no types are asked for.

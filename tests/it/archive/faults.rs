@@ -5,31 +5,38 @@ use std::{
     ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU8, Ordering},
+        atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering},
     },
 };
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::BoxStream};
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult, Result, memory::InMemory, path::Path,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, memory::InMemory, path::Path,
 };
 use reel::{
     archive::Archive,
     error::Error,
-    proto::{ListSessionsRequest, SessionFilter},
+    proto::{ListSessionsRequest, SessionEnd, SessionFilter, SessionStart},
     store::Store,
 };
 
 use super::{archive_after, archive_all, files, later, play_each, record_sessions, tidy, with_archive};
 use crate::{
     crash::process::reel as reel_command,
-    harness::{Backend, Reel, TestDatabase, play, reason, service_args},
+    exact::wait_until_indexed,
+    harness::{
+        Backend, NOON_MS, Reel, TestDatabase, action, batch, end, play, reason, service_args, session_id, start,
+    },
     on_both_databases,
 };
 
-on_both_databases!(a_storage_that_fails_loses_nothing, a_segment_that_is_damaged_is_refused_and_reported,);
+on_both_databases!(
+    a_storage_that_fails_loses_nothing,
+    a_segment_that_is_damaged_is_refused_and_reported,
+    a_playback_reads_no_more_than_the_row_groups_of_its_session,
+);
 
 /// What is wrong with a storage.
 const NOTHING: u8 = 0;
@@ -43,6 +50,8 @@ struct Faulty {
     fault: Arc<AtomicU8>,
     /// How many requests go well before.
     patience: Arc<AtomicI64>,
+    /// How many bytes were read.
+    read: Arc<AtomicU64>,
 }
 
 impl fmt::Display for Faulty {
@@ -97,6 +106,7 @@ impl ObjectStore for Faulty {
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
         self.check()?;
+        self.read.fetch_add(ranges.iter().map(|range| range.end - range.start).sum(), Ordering::SeqCst);
         self.inner.get_ranges(location, ranges).await
     }
 
@@ -213,5 +223,53 @@ async fn a_segment_that_is_damaged_is_refused_and_reported(backend: Backend) {
     std::fs::write(&file, &whole).unwrap();
     assert_eq!(reel.play_all(&ids[0]).await.len(), 170);
     assert!(verify().await.status.success());
+    reel.stop().await;
+}
+
+async fn a_playback_reads_no_more_than_the_row_groups_of_its_session(backend: Backend) {
+    let (database, storage) = (TestDatabase::new(backend).await, Faulty::default());
+    let store = Store::open(&database.url.parse().unwrap(), 4).await.unwrap();
+    let store = store.with_archive(Some(Archive::new(Arc::new(storage.clone()), Path::default())));
+    let reel = Reel::start_with(store, service_args(&[])).await;
+    reel.wait_until_serving().await;
+    let mut ids = record_sessions(&reel, &database, 3).await;
+    // One that is longer than a row group may be, with targets of its own.
+    let long = session_id(NOON_MS + 1_800_000);
+    let mut requests = vec![start(&long, SessionStart::default())];
+    for chunk in 0..16 {
+        let actions = (chunk * 1_500..(chunk + 1) * 1_500).map(|number| {
+            let mut action = action(number * 7, "click", &format!("target {}", number * 31 % 2_003));
+            action.data = format!("{{\"number\": {}}}", number * 7_919 % 104_729);
+            action
+        });
+        requests.push(batch("", "", chunk * 1_500 + 1, actions.collect()));
+    }
+    requests.push(end("", SessionEnd::default()));
+    reel.record(requests).await.unwrap();
+    ids.push(long);
+    wait_until_indexed(&database).await;
+    archive_all(&reel).await;
+    let object = storage.inner.list(None).next().await.unwrap().unwrap();
+    let bytes = storage.inner.get(&object.location).await.unwrap().bytes().await.unwrap();
+    let file = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap();
+    let groups = file.metadata().row_groups();
+    assert!(groups.len() > 1);
+    for id in &ids {
+        let of_session: i64 = groups
+            .iter()
+            .filter(|group| {
+                let statistics = group.column(0).statistics().unwrap();
+                let (min, max) = (statistics.min_bytes_opt().unwrap(), statistics.max_bytes_opt().unwrap());
+                (min..=max).contains(&id.as_bytes())
+            })
+            .map(parquet::file::metadata::RowGroupMetaData::compressed_size)
+            .sum();
+        // The footer is read once.
+        reel.play_all(id).await;
+        storage.read.store(0, Ordering::SeqCst);
+        let played = reel.play_all(id).await.len();
+        let read = storage.read.load(Ordering::SeqCst);
+        assert!(read > 0 && read <= of_session.cast_unsigned(), "{played} actions: {read} of {of_session} bytes");
+    }
     reel.stop().await;
 }
