@@ -8,7 +8,10 @@ use arrow_array::{
 };
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use parquet::{
-    arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
+    arrow::{
+        ArrowWriter,
+        arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
+    },
     basic::{Compression, ZstdLevel},
     errors::ParquetError,
     file::properties::WriterProperties,
@@ -173,12 +176,22 @@ pub fn read_table(
     file: File,
     mut take: impl FnMut(TableRow) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let batches = ParquetRecordBatchReaderBuilder::try_new(file)?.with_batch_size(512).build()?;
+    // As Parquet has them, whatever the writer had.
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    let batches = ParquetRecordBatchReaderBuilder::try_new_with_options(file, options)?.with_batch_size(512).build()?;
     for batch in batches {
         let batch = batch?;
-        let texts = TEXTS.map(|name| text_column(&batch, name));
+        let texts = TEXTS.map(|name| column::<StringArray>(&batch, name));
         let times = TIMES.map(|name| column::<TimestampMicrosecondArray>(&batch, name));
         let seqs = column::<Int64Array>(&batch, "seq");
+        // What is not understood would be lost.
+        let all = TEXTS.iter().zip(texts.map(|column| column.is_some()));
+        let all = all.chain(TIMES.iter().zip(times.map(|column| column.is_some()))).chain([(&"seq", seqs.is_some())]);
+        for (name, _) in all.filter(|(_, is_read)| !is_read) {
+            if let Some(other) = batch.column_by_name(name) {
+                return Err(format!("column {name} is of type {}, which is not understood", other.data_type()).into());
+            }
+        }
         if texts[0].is_none() {
             return Err("there is no column session_id of texts".into());
         }
@@ -211,8 +224,4 @@ pub fn read_table(
 
 fn column<'a, T: 'static>(batch: &'a RecordBatch, name: &str) -> Option<&'a T> {
     batch.column_by_name(name)?.as_any().downcast_ref()
-}
-
-fn text_column<'a>(batch: &'a RecordBatch, name: &str) -> Option<&'a StringArray> {
-    column(batch, name)
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use futures_util::{StreamExt as _, stream};
 use reel::proto::DeleteSessionRequest;
 
 use super::{archive_all, files, play_each, record_sessions, tidy, with_archive};
@@ -28,54 +29,57 @@ async fn archive(database: &TestDatabase, folder: &Path, place: &str) -> bool {
     !output.status.success()
 }
 
-async fn killed_at_any_step_it_loses_nothing_and_shows_nothing_twice(backend: Backend) {
-    let mut died_at = Vec::new();
-    for place in STEPS.into_iter().chain(DROPPING).chain(RENEWING) {
-        let (reel, database, folder) = with_archive(backend).await;
-        let mut ids = record_sessions(&reel, &database, 4).await;
-        let mut before = play_each(&reel, &ids).await;
-        if RENEWING.contains(&place) {
-            archive_all(&reel).await;
-            let request = DeleteSessionRequest { session_id: ids.remove(1) };
-            reel.sessions().delete_session(request).await.unwrap();
-            before.remove(1);
-            if place == "spare removed" {
-                // Written anew long ago: the old file is to be removed.
-                archive(&database, folder.path(), "nowhere").await;
-                database.execute("UPDATE segments SET spare_since = '2026-01-01T00:00:00.000000+00:00'").await;
-            }
-        }
-        if archive(&database, folder.path(), place).await {
-            died_at.push(place);
-        }
-        assert_eq!(play_each(&reel, &ids).await, before, "after dying at {place}");
-        // By the next run all is as if it had not died.
+/// Dies at a place. Gives whether it got there.
+async fn die_at(place: &str, backend: Backend) -> bool {
+    let (reel, database, folder) = with_archive(backend).await;
+    let mut ids = record_sessions(&reel, &database, 4).await;
+    let mut before = play_each(&reel, &ids).await;
+    if RENEWING.contains(&place) {
         archive_all(&reel).await;
-        tidy(&reel).await;
-        assert_eq!(play_each(&reel, &ids).await, before, "after going on from {place}");
-        assert_eq!(database.number("SELECT count(*) FROM actions").await, 0, "{place}");
-        assert_eq!(
-            database.number("SELECT CAST(sum(archived_count) AS bigint) FROM sessions").await,
-            database.number("SELECT CAST(sum(action_count) AS bigint) FROM segments").await,
-            "{place}"
-        );
-        let in_use = database.texts("SELECT path FROM segments ORDER BY path").await;
-        let files = files(folder.path());
-        assert!(
-            files.len() == in_use.len() && files.iter().zip(&in_use).all(|(file, path)| file.ends_with(path)),
-            "{place}: {files:?} {in_use:?}"
-        );
-        let mut verify = reel_command(&[
-            "archive",
-            "--verify",
-            "--archive",
-            folder.path().to_str().unwrap(),
-            "--database-url",
-            &database.url,
-        ]);
-        assert!(verify.status().await.unwrap().success());
-        reel.stop().await;
+        let request = DeleteSessionRequest { session_id: ids.remove(1) };
+        reel.sessions().delete_session(request).await.unwrap();
+        before.remove(1);
+        if place == "spare removed" {
+            // Written anew long ago: the old file is to be removed.
+            archive(&database, folder.path(), "nowhere").await;
+            database.execute("UPDATE segments SET spare_since = '2026-01-01T00:00:00.000000+00:00'").await;
+        }
     }
+    let has_died = archive(&database, folder.path(), place).await;
+    assert_eq!(play_each(&reel, &ids).await, before, "after dying at {place}");
+    // By the next run all is as if it had not died.
+    archive_all(&reel).await;
+    tidy(&reel).await;
+    assert_eq!(play_each(&reel, &ids).await, before, "after going on from {place}");
+    assert_eq!(database.number("SELECT count(*) FROM actions").await, 0, "{place}");
+    assert_eq!(
+        database.number("SELECT CAST(sum(archived_count) AS bigint) FROM sessions").await,
+        database.number("SELECT CAST(sum(action_count) AS bigint) FROM segments").await,
+        "{place}"
+    );
+    let in_use = database.texts("SELECT path FROM segments ORDER BY path").await;
+    let files = files(folder.path());
+    assert!(
+        files.len() == in_use.len() && files.iter().zip(&in_use).all(|(file, path)| file.ends_with(path)),
+        "{place}: {files:?} {in_use:?}"
+    );
+    let mut verify = reel_command(&[
+        "archive",
+        "--verify",
+        "--archive",
+        folder.path().to_str().unwrap(),
+        "--database-url",
+        &database.url,
+    ]);
+    assert!(verify.status().await.unwrap().success());
+    reel.stop().await;
+    has_died
+}
+
+async fn killed_at_any_step_it_loses_nothing_and_shows_nothing_twice(backend: Backend) {
+    let places = STEPS.into_iter().chain(DROPPING).chain(RENEWING);
+    let deaths = stream::iter(places).map(async |place| (place, die_at(place, backend).await)).buffered(4);
+    let died_at: Vec<_> = deaths.filter_map(async |(place, has_died)| has_died.then_some(place)).collect().await;
     let expected: Vec<_> = match backend {
         // Where there are no partitions, sessions go one by one; where there are, days.
         Backend::Sqlite => STEPS[..5].iter().chain(&RENEWING).copied().collect(),

@@ -163,15 +163,41 @@ fn check_numbered(model: &Model, session: usize, actions: &BTreeMap<i64, &Action
     };
     let mut left = model.sessions[session].tracks[SOURCES.len()].numbered.clone();
     left.retain(|batch| batch.count > 0);
-    let mut next = 1;
-    while actions.contains_key(&next) {
-        let fits = |batch: &Numbered| batch.first.is_none_or(|first| first == next) && is_at(batch, next);
-        let found = left.iter().position(fits).unwrap_or_else(|| panic!("nobody sent what is at seq {next}"));
-        next += left.remove(found).count;
+    for batch in &left {
+        let is_there = batch.first.is_none_or(|first| !actions.contains_key(&first) || is_at(batch, first));
+        assert!(is_there, "{} acknowledged actions are lost", batch.count);
     }
-    for batch in left {
-        assert!(batch.first.is_none_or(|first| first >= next), "{} acknowledged actions are lost", batch.count);
+    let mut furthest = 1;
+    let is_filled = fill(1, &mut left, &is_at, &|seq| actions.contains_key(&seq), &mut furthest);
+    assert!(is_filled, "nobody sent what is at seq {furthest}");
+}
+
+/// Finds batches that fill a track from this seq on, each at most once. What was refused looks the same in several batches, so
+/// that one that has no receipt may seem to be where another is.
+fn fill(
+    next: i64,
+    left: &mut Vec<Numbered>,
+    is_at: &impl Fn(&Numbered, i64) -> bool,
+    is_there: &impl Fn(i64) -> bool,
+    furthest: &mut i64,
+) -> bool {
+    if !is_there(next) {
+        return left.iter().all(|batch| batch.first.is_none_or(|first| first >= next));
     }
+    *furthest = next.max(*furthest);
+    let known = left.iter().position(|batch| batch.first == Some(next));
+    let possible: Vec<usize> = match known {
+        Some(known) => vec![known],
+        None => (0..left.len()).filter(|index| left[*index].first.is_none() && is_at(&left[*index], next)).collect(),
+    };
+    for index in possible {
+        let batch = left.remove(index);
+        if fill(next + batch.count, left, is_at, is_there, furthest) {
+            return true;
+        }
+        left.insert(index, batch);
+    }
+    false
 }
 
 /// How often an action comes that belongs before the one before it.
