@@ -132,7 +132,8 @@ impl Store {
             let question = Question::begin(self).await?;
             // Questions are large, and many of their callers are small.
             let answer = Box::pin(ask(&question)).await;
-            let drops = question.drops_seen().await?;
+            // After an error it cannot be asked any more, and need not.
+            let drops = if answer.is_ok() { question.drops_seen().await? } else { None };
             question.end();
             if drops.is_some() && drops != self.partition_drops().await? { Err(Error::Contention) } else { answer }
         };
