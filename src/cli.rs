@@ -34,7 +34,11 @@ use self::{
     play::PlayArgs,
     retention::RetentionCommand,
 };
-use crate::config::{DatabaseArgs, ServeArgs};
+use crate::{
+    archive::Archive,
+    config::{DatabaseArgs, ServeArgs},
+    store::Store,
+};
 
 /// Why a subcommand failed, for people.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -73,6 +77,13 @@ enum Command {
     Play(PlayArgs),
     /// Records a real visit to a web application and plays it back, to see what Reel does
     Demo(DemoArgs),
+}
+
+/// Opens the database that arguments name, with an archive where there is one.
+async fn open_store(database: &DatabaseArgs, archive: Option<Archive>) -> Result<Store, Failure> {
+    let url = database.database_url.check()?;
+    let store = Store::open(&url, database.database_connections).await?;
+    Ok(store.with_partition_days(database.partition_days).with_archive(archive))
 }
 
 impl Cli {

@@ -120,6 +120,10 @@ pub struct DatabaseArgs {
     /// each of the writers and four for itself; SQLite has one writer, so many readers and half as many for searches
     #[arg(long, env = "REEL_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1000))]
     pub database_connections: u32,
+    /// How many days of session starts a new partition on PostgreSQL is for. They expire together, when the last of them does;
+    /// with 7, from Monday to Sunday. Widen it for retentions of many months: questions look into every partition
+    #[arg(long, env = "REEL_PARTITION_DAYS", default_value_t = 1, value_name = "DAYS", value_parser = clap::value_parser!(u16).range(1..=366))]
+    pub partition_days: u16,
 }
 
 /// How the service runs.

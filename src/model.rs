@@ -14,6 +14,7 @@ mod search;
 mod session;
 mod session_id;
 mod summary;
+mod window;
 
 pub use action::{
     Action, Batch, BatchAction, ContentDigest, DEFAULT_SOURCE, ERROR_TYPE, LATEST_TIME, Position, REJECTED_TYPE,
@@ -41,3 +42,4 @@ pub use session::{
 };
 pub use session_id::{NotASessionId, SessionId};
 pub use summary::{FacetCount, Facets, LONGEST_PAUSE, Summary, Summing, duration_ms};
+pub use window::Window;

@@ -67,6 +67,8 @@ pub struct Store {
     archive: Option<Archive>,
     backend: DatabaseBackend,
     known_partitions: Arc<partition::KnownPartitions>,
+    /// How many days of session starts a new partition is for.
+    partition_days: u16,
     /// Whether a write has failed, and none has gone through since that was to find out.
     writes_in_doubt: Arc<AtomicBool>,
     /// Whether the database has answered when it was last asked whether it is there.
@@ -112,6 +114,7 @@ impl Store {
             archive: None,
             backend,
             known_partitions,
+            partition_days: 1,
             writes_in_doubt,
             answers,
             outage,
@@ -124,6 +127,13 @@ impl Store {
     pub fn with_archive(mut self, archive: Option<Archive>) -> Self {
         self.desk.keep_archive(archive.clone());
         self.archive = archive;
+        self
+    }
+
+    /// The same, but new partitions are for so many days of session starts, not for one. Means nothing to SQLite.
+    #[must_use]
+    pub fn with_partition_days(mut self, days: u16) -> Self {
+        self.partition_days = days;
         self
     }
 

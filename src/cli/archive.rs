@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
 use clap::Args;
 
-use super::{Failure, retention};
+use super::{Failure, open_store, retention};
 use crate::{
     archive::{Archive, ArchiveUrl},
     config::DatabaseArgs,
@@ -63,9 +63,8 @@ pub(super) struct RestoreArgs {
 
 impl Places {
     async fn open(&self) -> Result<Store, Failure> {
-        let url = self.database.database_url.check()?;
         let archive = Archive::open(&self.archive)?;
-        let store = Store::open(&url, self.database.database_connections).await?.with_archive(Some(archive));
+        let store = open_store(&self.database, Some(archive)).await?;
         store.prepare().await?;
         Ok(store)
     }

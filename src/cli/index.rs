@@ -3,7 +3,7 @@
 use chrono::NaiveDate;
 use clap::Args;
 
-use super::Failure;
+use super::{Failure, open_store};
 use crate::{
     archive::{Archive, ArchiveUrl},
     config::DatabaseArgs,
@@ -40,9 +40,8 @@ struct Differs(usize);
 
 /// Runs the subcommand.
 pub(super) async fn index(args: IndexArgs) -> Result<(), Failure> {
-    let url = args.database.database_url.check()?;
     let archive = args.archive.as_ref().map(Archive::open).transpose()?;
-    let store = Store::open(&url, args.database.database_connections).await?.with_archive(archive);
+    let store = open_store(&args.database, archive).await?;
     store.prepare().await?;
     let Some((first, end)) = store.index_days().await? else {
         println!("there are no sessions");

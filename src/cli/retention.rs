@@ -3,11 +3,10 @@
 use chrono::Utc;
 use clap::Args;
 
-use super::Failure;
+use super::{Failure, open_store};
 use crate::{
     config::{DatabaseArgs, RetentionArgs},
     model::{ExpiryReason, RetentionReport},
-    store::Store,
 };
 
 /// What to forget.
@@ -26,9 +25,7 @@ pub(super) struct RetentionCommand {
 
 /// Runs the subcommand.
 pub(super) async fn retention(args: RetentionCommand) -> Result<(), Failure> {
-    let url = args.database.database_url.check()?;
-    let archive = args.retention.open_archive()?;
-    let store = Store::open(&url, args.database.database_connections).await?.with_archive(archive);
+    let store = open_store(&args.database, args.retention.open_archive()?).await?;
     store.prepare().await?;
     let (policy, now) = (args.retention.policy(), Utc::now());
     let report = if args.dry_run {
@@ -52,7 +49,7 @@ pub(super) fn print(report: &RetentionReport, is_dry_run: bool) {
         let kept = if day.kept > 0 { format!(", {} pinned or later ones stay", day.kept) } else { String::new() };
         println!(
             "{}: {} sessions, {} actions, {} bytes: {reason}{kept}",
-            day.day, day.sessions, day.actions, day.bytes
+            day.window, day.sessions, day.actions, day.bytes
         );
     }
     let sessions: i64 = report.days.iter().map(|day| day.sessions).sum();

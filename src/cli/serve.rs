@@ -2,18 +2,17 @@
 
 use tokio::net::TcpListener;
 
-use super::{Failure, signals::Signals};
+use super::{Failure, open_store, signals::Signals};
 use crate::{
     config::{DatabaseArgs, ServeArgs},
     server,
-    store::Store,
 };
 
 /// Serves until SIGTERM or SIGINT, then drains. A second signal ends it at once.
 pub(super) async fn serve(args: ServeArgs) -> Result<(), Failure> {
     let url = args.database.database_url.check()?;
     let archive = args.service.retention.open_archive()?;
-    let store = Store::open(&url, args.database.database_connections).await?.with_archive(archive);
+    let store = open_store(&args.database, archive).await?;
     let listener =
         TcpListener::bind(args.listen).await.map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
     tracing::info!(address = %listener.local_addr()?, database = %url, "listening");
@@ -35,7 +34,7 @@ pub(super) async fn serve(args: ServeArgs) -> Result<(), Failure> {
 /// Brings the schema up to date.
 pub(super) async fn migrate(args: DatabaseArgs) -> Result<(), Failure> {
     let url = args.database_url.check()?;
-    let store = Store::open(&url, args.database_connections).await?;
+    let store = open_store(&args, None).await?;
     store.prepare().await?;
     store.close().await;
     println!("{url} is up to date");

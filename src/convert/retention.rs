@@ -1,10 +1,8 @@
 //! Reports of retention.
 
-use chrono::{DateTime, Days, NaiveTime, TimeDelta, Utc};
-
 use super::reply::timestamp;
 use crate::{
-    model::{ExpiredDay, ExpiryReason, RetentionPolicy, RetentionReport, StorageStats, StoredDay, TableBytes},
+    model::{ExpiredDay, ExpiryReason, RetentionPolicy, RetentionReport, StorageStats, StoredDay, TableBytes, Window},
     proto,
 };
 
@@ -29,7 +27,8 @@ fn expired_day_to_proto(day: &ExpiredDay) -> proto::ExpiredDay {
         ExpiryReason::Archive => proto::ExpiryReason::Archive,
     };
     proto::ExpiredDay {
-        day: day.day.to_string(),
+        day: day.window.first.to_string(),
+        last_day: day.window.last.to_string(),
         reason: reason.into(),
         session_count: day.sessions,
         action_count: day.actions,
@@ -41,8 +40,9 @@ fn expired_day_to_proto(day: &ExpiredDay) -> proto::ExpiredDay {
 /// What is stored, and what a policy forgets of it next.
 #[must_use]
 pub fn storage_stats_to_proto(stats: &StorageStats, policy: &RetentionPolicy) -> proto::GetStorageStatsResponse {
-    let next = stats.days.iter().find(|day| day.sessions > day.kept);
-    let next = policy.forgets_after().zip(next).and_then(|(keep_for, day)| Some((expiry_of(day, keep_for)?, day)));
+    let next = stats.days.iter().find(|day| day.sessions > day.kept).map(|day| day.window);
+    let next = policy.forgets_after().zip(next);
+    let next = next.and_then(|(keep_for, window)| Some((window.end().checked_add_signed(keep_for)?, window)));
     let table = |table: &TableBytes| proto::TableSize {
         name: table.name.clone(),
         table_bytes: table.table_bytes,
@@ -60,7 +60,7 @@ pub fn storage_stats_to_proto(stats: &StorageStats, policy: &RetentionPolicy) ->
         oldest_start_time: stats.oldest.map(timestamp),
         newest_start_time: stats.newest.map(timestamp),
         next_expiry_time: next.map(|(time, _)| timestamp(time)),
-        next_expiry: next.map(|(_, day)| stored_day_to_proto(day)),
+        next_expiry: next.map(|(_, window)| stored_window_to_proto(stats, window)),
         archive: Some(proto::ArchiveSize {
             segment_count: stats.archive.segments,
             bytes: stats.archive.bytes,
@@ -70,10 +70,17 @@ pub fn storage_stats_to_proto(stats: &StorageStats, policy: &RetentionPolicy) ->
     }
 }
 
-/// When the sessions of a day expire.
-fn expiry_of(day: &StoredDay, keep_for: TimeDelta) -> Option<DateTime<Utc>> {
-    let end = day.day.checked_add_days(Days::new(1))?.and_time(NaiveTime::MIN).and_utc();
-    end.checked_add_signed(keep_for)
+/// All of the days that go together, by the first of them that there is.
+fn stored_window_to_proto(stats: &StorageStats, window: Window) -> proto::StoredDay {
+    let days = stats.days.iter().filter(|day| day.window == window).map(stored_day_to_proto);
+    let together = days.reduce(|first, next| proto::StoredDay {
+        session_count: first.session_count + next.session_count,
+        kept_session_count: first.kept_session_count + next.kept_session_count,
+        action_count: first.action_count + next.action_count,
+        bytes: first.bytes + next.bytes,
+        ..first
+    });
+    together.unwrap_or_default()
 }
 
 fn stored_day_to_proto(day: &StoredDay) -> proto::StoredDay {

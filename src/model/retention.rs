@@ -2,6 +2,8 @@
 
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 
+use super::Window;
+
 /// How long sessions are kept, and how much room they may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RetentionPolicy {
@@ -26,7 +28,8 @@ impl RetentionPolicy {
     /// The first day whose sessions are kept. None where all are.
     ///
     /// Sessions go by days, on both databases: a day is what PostgreSQL can drop at next to no cost. The sessions of a day
-    /// are expired from the second on in which the whole day is as old as the retention.
+    /// are expired from the second on in which the whole day is as old as the retention; where a partition has several days,
+    /// they go when the last of these is.
     #[must_use]
     pub fn first_kept_day(&self, now: DateTime<Utc>) -> Option<NaiveDate> {
         first_day(self.forgets_after(), now)
@@ -70,20 +73,20 @@ pub enum ExpiryReason {
     Archive,
 }
 
-/// What goes of a day, or has gone.
+/// What goes of a day, or of the days of a wider partition, or has gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExpiredDay {
-    /// The day on which the sessions started, in UTC.
-    pub day: NaiveDate,
+    /// The days on which the sessions started.
+    pub window: Window,
     /// Why.
     pub reason: ExpiryReason,
     /// Number of sessions.
     pub sessions: i64,
     /// Number of their actions.
     pub actions: i64,
-    /// Bytes that come back: on PostgreSQL those of the day's partitions, on SQLite an estimate by the number of actions.
+    /// Bytes that come back: on PostgreSQL those of the partitions, on SQLite an estimate by the number of actions.
     pub bytes: i64,
-    /// Number of sessions of the day that stay, because they are pinned or their own time has not come.
+    /// Number of sessions of these days that stay, because they are pinned or their own time has not come.
     pub kept: i64,
 }
 
@@ -137,13 +140,15 @@ pub struct ArchiveStats {
 pub struct StoredDay {
     /// The day.
     pub day: NaiveDate,
+    /// The days that it goes with.
+    pub window: Window,
     /// Number of sessions.
     pub sessions: i64,
     /// Number of sessions that no retention lets go, because they are pinned or their own time has not come.
     pub kept: i64,
     /// Number of actions.
     pub actions: i64,
-    /// Bytes of the day's partitions. 0 on SQLite.
+    /// Bytes of the day's partitions; of wider ones its share by the number of actions. 0 on SQLite.
     pub bytes: i64,
 }
 

@@ -21,14 +21,11 @@ use uuid::Uuid;
 
 pub(super) use self::seal::make_stale;
 pub use self::tidy::SegmentCheck;
-use super::{
-    Store,
-    partition::{day_bounds, partition_bytes_of_table},
-};
+use super::{Store, partition::partition_bytes_of_table};
 use crate::{
     archive::SEGMENT_ACTIONS,
     error::Result,
-    model::{ExpiredDay, ExpiryReason},
+    model::{ExpiredDay, ExpiryReason, Window},
 };
 
 /// What keeps a session's actions from being archived: it goes on, it is pinned, it is not in the index as it is, or all of
@@ -63,9 +60,9 @@ struct DayRow {
 }
 
 impl Store {
-    /// What could be archived of the sessions of each day before this one, the oldest first. The bytes are those of the
-    /// partitions of their actions; unknown, and 0, on SQLite.
-    pub(super) async fn days_to_archive(&self, until: NaiveDate, now: DateTime<Utc>) -> Result<Vec<ExpiredDay>> {
+    /// What could be archived of the sessions of each window that ends before this day, the oldest first. The bytes are those
+    /// of the partitions of their actions; unknown, and 0, on SQLite.
+    pub(super) async fn windows_to_archive(&self, until: NaiveDate, now: DateTime<Utc>) -> Result<Vec<ExpiredDay>> {
         let day = self.day_of_session();
         let sql = format!(
             "SELECT day, count(*) AS sessions, CAST(sum(actions) AS bigint) AS actions FROM ( \
@@ -74,28 +71,48 @@ impl Store {
                  WHERE sessions.id < $2 AND sessions.action_count > sessions.archived_count AND {MAY_BE_ARCHIVED} \
                  GROUP BY sessions.id HAVING {IS_TO_BE_ARCHIVED}) AS sized GROUP BY day ORDER BY day"
         );
-        let values = [now.into(), day_bounds(until).0.into()];
+        let values = [now.into(), Window::of_day(until).bounds().0.into()];
         let rows = DayRow::find_by_statement(Statement::from_sql_and_values(self.backend, sql, values));
-        let mut days = Vec::new();
+        let finder = self.window_finder().await?;
+        let mut windows: Vec<ExpiredDay> = Vec::new();
         for row in rows.all(&self.read).await? {
             let Ok(day) = row.day.parse() else { continue };
-            let bytes =
-                if self.is_postgres() { partition_bytes_of_table(&self.read, "actions", day).await? } else { 0 };
-            let reason = ExpiryReason::Archive;
-            days.push(ExpiredDay { day, reason, sessions: row.sessions, actions: row.actions, bytes, kept: 0 });
+            let window = finder.window_of(day);
+            if window.last >= until {
+                continue;
+            }
+            match windows.last_mut().filter(|last| last.window == window) {
+                Some(last) => {
+                    last.sessions += row.sessions;
+                    last.actions += row.actions;
+                }
+                None => windows.push(ExpiredDay {
+                    window,
+                    reason: ExpiryReason::Archive,
+                    sessions: row.sessions,
+                    actions: row.actions,
+                    bytes: 0,
+                    kept: 0,
+                }),
+            }
         }
-        Ok(days)
+        if self.is_postgres() {
+            for window in &mut windows {
+                window.bytes = partition_bytes_of_table(&self.read, "actions", window.window).await?;
+            }
+        }
+        Ok(windows)
     }
 
-    /// Archives what can be archived of a day. Broken off, it has archived whole sessions, or none.
-    pub(super) async fn day_archive(&self, day: NaiveDate, now: DateTime<Utc>) -> Result<ExpiredDay> {
-        let mut gone = ExpiredDay { day, reason: ExpiryReason::Archive, sessions: 0, actions: 0, bytes: 0, kept: 0 };
-        let sessions = self.sessions_to_archive(day, now).await?;
-        let drops = self.may_drop_actions(day, &sessions).await?;
+    /// Archives what can be archived of a window. Broken off, it has archived whole sessions, or none.
+    pub(super) async fn window_archive(&self, window: Window, now: DateTime<Utc>) -> Result<ExpiredDay> {
+        let mut gone = ExpiredDay { window, reason: ExpiryReason::Archive, sessions: 0, actions: 0, bytes: 0, kept: 0 };
+        let sessions = self.sessions_to_archive(window, now).await?;
+        let drops = self.may_drop_actions(window, &sessions).await?;
         let mut sealing = Vec::new();
         let portions: Vec<_> = portions(&sessions).collect();
         for portion in portions {
-            let Some(written) = self.segment_write(day, portion, now).await? else { continue };
+            let Some(written) = self.segment_write(portion, now).await? else { continue };
             if drops {
                 sealing.push(written);
             } else {
@@ -103,13 +120,13 @@ impl Store {
             }
         }
         if !sealing.is_empty() {
-            self.segments_seal_with_day(day, sealing, &mut gone).await?;
+            self.segments_seal_with_window(window, sealing, &mut gone).await?;
         }
         Ok(gone)
     }
 
-    async fn sessions_to_archive(&self, day: NaiveDate, now: DateTime<Utc>) -> Result<Vec<ToArchive>> {
-        let (from, to) = day_bounds(day);
+    async fn sessions_to_archive(&self, window: Window, now: DateTime<Utc>) -> Result<Vec<ToArchive>> {
+        let (from, to) = window.bounds();
         let sql = format!(
             "SELECT sessions.id, sessions.user_id, sessions.segment_id, sessions.archived_count, \
                  CAST(sum(tracks.last_seq) AS bigint) AS actions \

@@ -1,5 +1,8 @@
-//! PostgreSQL's partitions of `actions` and `session_facets`: one for each day of session starts, made ahead of time, and a
-//! DEFAULT one, so that nothing is refused for want of a partition. SQLite has none of this.
+//! PostgreSQL's partitions of `actions` and `session_facets`: one for each day of session starts, or for some days, made ahead
+//! of time, and a DEFAULT one, so that nothing is refused for want of a partition. SQLite has none of this.
+//!
+//! A partition's name says its days. How wide partitions are made may change: those that are there stay as they are, and new
+//! ones take the days that these leave. Both tables have the same.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -7,19 +10,22 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbErr, FromQueryResult, Statement, Value};
 use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::{Store, failure::Cause};
-use crate::{error::Result, model::SessionId};
+use crate::{
+    error::Result,
+    model::{SessionId, Window},
+};
 
 /// How many days ahead partitions are made.
 pub const PARTITION_DAYS_AHEAD: u64 = 7;
 
 /// No partitions of past days are made beyond this number: every one of them costs every query that cannot tell the day.
-/// Sessions of further days lie in the DEFAULT partition and work just the same.
+/// Sessions of further days lie in the DEFAULT partition and work just the same, until they expire: then they go one by one.
 const MAX_PARTITIONS: usize = 400;
 
 /// Rows that are moved at once: nobody reads or writes any of the table meanwhile.
@@ -44,6 +50,9 @@ enum Strays {
     Move,
 }
 
+/// A day in the name of a partition.
+const DAY_IN_NAME: &str = "%Y%m%d";
+
 /// Key of the advisory lock under which partitions are made: "reel" in ASCII, and 2.
 const PARTITION_LOCK: i64 = 0x7265_656c_0000_0002;
 
@@ -62,6 +71,18 @@ impl KnownPartitions {
             days.clear();
         }
         days.insert(day);
+    }
+}
+
+/// Finds the days that go with a day.
+#[derive(Debug, Default)]
+pub(super) struct WindowFinder(BTreeSet<Window>);
+
+impl WindowFinder {
+    pub(super) fn window_of(&self, day: NaiveDate) -> Window {
+        // They are in order, and none overlaps another.
+        let earlier = self.0.range(..=Window { first: day, last: NaiveDate::MAX }).next_back();
+        earlier.copied().filter(|window| window.contains(day)).unwrap_or(Window::of_day(day))
     }
 }
 
@@ -101,7 +122,7 @@ impl Store {
             while let Some(session) = self.first_session_in_default(table, after).await? {
                 let day = session.started_at().date_naive();
                 outcome = outcome.and(self.partition_ensure(day, MAX_PARTITIONS, Strays::Move).await);
-                after = day_bounds(day).1;
+                after = Window::of_day(day).bounds().1;
             }
         }
         outcome
@@ -126,15 +147,14 @@ impl Store {
 
     async fn partition_ensure(&self, day: NaiveDate, limit: usize, strays: Strays) -> Result<()> {
         for table in TABLES {
-            let name = partition_name(table, day);
-            let names = partition_names_in(&self.read, table).await?;
-            if names.contains(&name) || names.len() >= limit {
+            let windows = windows_of_table(&self.read, table).await?;
+            if windows.iter().any(|window| window.contains(day)) || windows.len() >= limit {
                 continue;
             }
-            match self.partition_create(table, day, &name, strays).await {
+            match self.partition_create(table, day, strays).await {
                 // Somebody holds what we need; next time.
                 Err(error) if Cause::of(&error) == Cause::Contention => {
-                    tracing::warn!(partition = name, "partition not made: the table is in use");
+                    tracing::warn!(table, %day, "partition not made: the table is in use");
                 }
                 outcome => outcome?,
             }
@@ -142,15 +162,20 @@ impl Store {
         Ok(())
     }
 
-    async fn partition_create(&self, table: &str, day: NaiveDate, name: &str, strays: Strays) -> Result<(), DbErr> {
+    async fn partition_create(&self, table: &str, day: NaiveDate, strays: Strays) -> Result<(), DbErr> {
         let tx = self.begin().await?;
         // A waiting exclusive lock holds up everybody behind it, so it does not wait for long.
         tx.execute_unprepared("SET LOCAL lock_timeout = '1s'").await?;
         tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({PARTITION_LOCK})")).await?;
-        if partition_names_in(&tx, table).await?.contains(name) {
+        if windows_of_table(&tx, table).await?.iter().any(|window| window.contains(day)) {
             return tx.rollback().await;
         }
-        let (from, to) = day_bounds(day);
+        let made = windows(&tx).await?;
+        // The other table may have it already.
+        let window = made.iter().find(|window| window.contains(day)).copied();
+        let window = window.unwrap_or_else(|| Window::around(day, self.partition_days).without(day, made));
+        let name = partition_name(table, window);
+        let (from, to) = window.bounds();
         let has_strays = in_default(&tx, table, from, Some(to)).await?.is_some();
         if has_strays && (strays == Strays::Leave || are_too_many(&tx, table, from, to).await?) {
             tracing::warn!(partition = name, "partition not made: its rows lie in the default one");
@@ -178,19 +203,28 @@ impl Store {
         Ok(())
     }
 
+    /// The days that are in a partition with others, or that go alone: of a day, all that go with it.
+    pub(super) async fn window_finder(&self) -> Result<WindowFinder> {
+        if !self.is_postgres() {
+            return Ok(WindowFinder::default());
+        }
+        Ok(WindowFinder(windows(&self.read).await?))
+    }
+
     async fn first_session_in_default(&self, table: &str, from: Uuid) -> Result<Option<SessionId>> {
         // With as many partitions as there may be, what lies in the default one stays there.
-        if partition_names_in(&self.read, table).await?.len() >= MAX_PARTITIONS {
+        if windows_of_table(&self.read, table).await?.len() >= MAX_PARTITIONS {
             return Ok(None);
         }
         Ok(in_default(&self.read, table, from, None).await?.map(SessionId::from_uuid))
     }
 }
 
-pub(super) async fn partition_names_in(
+/// The windows of which a table has partitions. The DEFAULT one, and what somebody else has made, is none of them.
+pub(super) async fn windows_of_table(
     connection: &impl sea_orm::ConnectionTrait,
     table: &str,
-) -> Result<BTreeSet<String>, DbErr> {
+) -> Result<BTreeSet<Window>, DbErr> {
     let statement = Statement::from_string(
         connection.get_database_backend(),
         format!(
@@ -199,7 +233,16 @@ pub(super) async fn partition_names_in(
         ),
     );
     let names = Name::find_by_statement(statement).all(connection).await?;
-    Ok(names.into_iter().map(|row| row.name).collect())
+    Ok(names.into_iter().filter_map(|row| partition_window(table, &row.name)).collect())
+}
+
+/// The windows of which any table has partitions. No two of them have a day in common.
+async fn windows(connection: &impl sea_orm::ConnectionTrait) -> Result<BTreeSet<Window>, DbErr> {
+    let mut windows = BTreeSet::new();
+    for table in TABLES {
+        windows.extend(windows_of_table(connection, table).await?);
+    }
+    Ok(windows)
 }
 
 /// Whether there are more strays than may be moved while everybody waits.
@@ -236,13 +279,13 @@ async fn in_default(
     Ok(row.map(|row| row.session_id).filter(|session| to.is_none_or(|to| *session < to)))
 }
 
-/// Bytes of a day's partition of a table, with its indexes. 0 where it has none.
+/// Bytes of a window's partition of a table, with its indexes. 0 where it has none.
 pub(super) async fn partition_bytes_of_table(
     connection: &impl sea_orm::ConnectionTrait,
     table: &str,
-    day: NaiveDate,
+    window: Window,
 ) -> Result<i64, DbErr> {
-    let name = partition_name(table, day);
+    let name = partition_name(table, window);
     let sql = format!("SELECT coalesce(pg_total_relation_size(to_regclass('{name}')), 0) AS bytes");
     let row = connection.query_one_raw(Statement::from_string(connection.get_database_backend(), sql)).await?;
     Ok(row.map(|row| row.try_get("", "bytes")).transpose()?.unwrap_or(0))
@@ -279,23 +322,22 @@ pub(super) async fn detach(tx: &DatabaseTransaction, partitions: &[(&str, String
     }
 }
 
-pub(super) fn partition_name(table: &str, day: NaiveDate) -> String {
-    format!("{table}_{}", day.format("%Y%m%d"))
+/// As `actions_20261125`, or `actions_20261123_20261129`.
+pub(super) fn partition_name(table: &str, window: Window) -> String {
+    let first = window.first.format(DAY_IN_NAME);
+    if window.first == window.last {
+        format!("{table}_{first}")
+    } else {
+        format!("{table}_{first}_{}", window.last.format(DAY_IN_NAME))
+    }
 }
 
-/// The day of a partition of that name. None for the DEFAULT one, and for what somebody else has made.
-pub(super) fn partition_day(table: &str, name: &str) -> Option<NaiveDate> {
-    NaiveDate::parse_from_str(name.strip_prefix(table)?.strip_prefix('_')?, "%Y%m%d").ok()
-}
-
-/// The range of session ids of a day: from the first, up to and without the second.
-pub(super) fn day_bounds(day: NaiveDate) -> (Uuid, Uuid) {
-    let next = day.checked_add_days(Days::new(1)).unwrap_or(NaiveDate::MAX);
-    (lower_bound(day), lower_bound(next))
-}
-
-pub(super) fn lower_bound(day: NaiveDate) -> Uuid {
-    SessionId::least_at(day.and_time(NaiveTime::MIN).and_utc())
+/// The window of a partition of that name. None for the DEFAULT one, and for what somebody else has made.
+pub(super) fn partition_window(table: &str, name: &str) -> Option<Window> {
+    let days = name.strip_prefix(table)?.strip_prefix('_')?;
+    let (first, last) = days.split_once('_').unwrap_or((days, days));
+    let day = |text| NaiveDate::parse_from_str(text, DAY_IN_NAME).ok();
+    Some(Window { first: day(first)?, last: day(last)? }).filter(|window| window.first <= window.last)
 }
 
 #[cfg(test)]
@@ -303,21 +345,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_days_bounds_hold_exactly_the_sessions_of_that_day() {
-        let day = NaiveDate::from_ymd_opt(2026, 11, 22).expect("a date");
-        let (from, to) = day_bounds(day);
-        let first = day.and_time(NaiveTime::MIN).and_utc();
-        let last = first + chrono::TimeDelta::days(1) - chrono::TimeDelta::milliseconds(1);
-        for (time, inside) in [
-            (first - chrono::TimeDelta::milliseconds(1), false),
-            (first, true),
-            (last, true),
-            (last + chrono::TimeDelta::milliseconds(1), false),
-        ] {
-            for random in [[0; 10], [255; 10]] {
-                let id = SessionId::from_parts(time, random).as_uuid();
-                assert_eq!(id >= from && id < to, inside, "{time}");
-            }
+    fn a_partitions_name_says_its_days() {
+        let day = NaiveDate::from_ymd_opt(2026, 11, 25).expect("a date");
+        for (days, name) in [(1, "actions_20261125"), (7, "actions_20261123_20261129")] {
+            let window = Window::around(day, days);
+            assert_eq!(partition_name("actions", window), name);
+            assert_eq!(partition_window("actions", name), Some(window));
         }
+        for other in ["actions_default", "actions_20261125_old", "actions_20261125_20261124", "actions_", "sessions"] {
+            assert_eq!(partition_window("actions", other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_day_without_a_partition_goes_alone() {
+        let day = NaiveDate::from_ymd_opt(2026, 11, 25).expect("a date");
+        let week = Window::around(day, 7);
+        let finder = WindowFinder([week].into());
+        assert_eq!(finder.window_of(day), week);
+        let next = week.last.succ_opt().expect("a date");
+        assert_eq!(finder.window_of(next), Window::of_day(next));
     }
 }

@@ -1,10 +1,11 @@
-//! Forgetting: what has become too old, or too much, goes by days. On PostgreSQL a day is dropped with its partitions; what
-//! lies in no partition of its own, and everything on SQLite, is erased session by session, in small transactions.
+//! Forgetting: what has become too old, or too much, goes by days. On PostgreSQL a day is dropped with its partitions, or with
+//! the other days of these; what lies in no partition of its own, and everything on SQLite, is erased session by session, in
+//! small transactions.
 //!
 //! What would go is decided by the same query for a preview and for the deed.
 
 mod clean;
-mod day;
+mod drop;
 mod size;
 
 use std::{collections::BTreeMap, sync::atomic::Ordering};
@@ -13,14 +14,10 @@ use chrono::{DateTime, NaiveDate, Utc};
 use sea_orm::{ConnectionTrait as _, DatabaseTransaction, FromQueryResult, Statement};
 use uuid::Uuid;
 
-use super::{
-    Store,
-    failure::Failure,
-    partition::{day_bounds, lower_bound},
-};
+use super::{Store, failure::Failure};
 use crate::{
     error::{Error, Result},
-    model::{ExpiredDay, ExpiryReason, RetentionPolicy, RetentionReport, SessionId},
+    model::{ExpiredDay, ExpiryReason, RetentionPolicy, RetentionReport, SessionId, Window},
 };
 
 /// Key of the advisory lock of the process that forgets: "reel" in ASCII, and 4.
@@ -45,9 +42,9 @@ struct DayRow {
     kept: i64,
 }
 
-/// A day on which sessions started.
+/// What there is of a window.
 #[derive(Clone, Copy, Debug, Default)]
-struct Day {
+struct Content {
     sessions: i64,
     actions: i64,
     kept: i64,
@@ -80,20 +77,20 @@ impl Store {
         for day in self.expired_days(policy, now, bytes_before).await? {
             if day.reason == ExpiryReason::Archive {
                 if archived.is_ok() {
-                    archived = self.day_archive(day.day, now).await.map(|gone| {
-                        tracing::info!(day = %gone.day, sessions = gone.sessions, actions = gone.actions, bytes = gone.bytes, "sessions archived");
+                    archived = self.window_archive(day.window, now).await.map(|gone| {
+                        tracing::info!(days = %gone.window, sessions = gone.sessions, actions = gone.actions, bytes = gone.bytes, "sessions archived");
                         report.days.push(gone);
                     });
                 }
                 continue;
             }
             let mut gone = ExpiredDay { sessions: 0, actions: 0, bytes: 0, ..day };
-            if day.reason != ExpiryReason::Own && self.has_partitions(day.day).await? {
-                gone = self.day_drop(day, now).await?;
+            if day.reason != ExpiryReason::Own && self.has_partitions(day.window).await? {
+                gone = self.window_drop(day, now).await?;
             }
-            self.day_erase(&mut gone, now).await?;
+            self.window_erase(&mut gone, now).await?;
             self.has_erased.store(true, Ordering::Release);
-            tracing::info!(day = %gone.day, sessions = gone.sessions, actions = gone.actions, bytes = gone.bytes, "sessions expired");
+            tracing::info!(days = %gone.window, sessions = gone.sessions, actions = gone.actions, bytes = gone.bytes, "sessions expired");
             report.days.push(gone);
         }
         if report.days.iter().any(|day| day.reason != ExpiryReason::Archive) {
@@ -125,38 +122,42 @@ impl Store {
         // Beyond what is too old, all days count only where bytes do. Where there is an archive, they go there.
         let max_bytes = policy.max_bytes.filter(|_| policy.archive.is_none());
         let until = if max_bytes.is_some() { Some(today) } else { first_kept };
-        let mut days = match until {
-            Some(until) => self.days_before(until, now).await?,
+        let mut windows = match until {
+            Some(until) => self.windows_before(until, now).await?,
             None => BTreeMap::new(),
         };
         if !self.is_postgres() {
             let actions = self.action_total().await?;
-            days.values_mut().for_each(|day| day.bytes = Some(share(bytes_in_use, day.actions, actions)));
+            windows
+                .values_mut()
+                .for_each(|content| content.bytes = Some(share(bytes_in_use, content.actions, actions)));
         }
         let mut bytes = bytes_in_use;
         let mut expired = Vec::new();
-        for (day, Day { sessions, actions, kept, bytes: of_day }) in days {
+        for (window, Content { sessions, actions, kept, bytes: of_window }) in windows {
             // A partition that has only kept sessions stays as it is.
-            if sessions == 0 && (kept > 0 || of_day.is_none()) {
+            if sessions == 0 && (kept > 0 || of_window.is_none()) {
                 continue;
             }
-            let is_old = first_kept.is_some_and(|first| day < first);
-            let is_too_much = max_bytes.is_some_and(|max| bytes > max) && day < today;
+            let is_old = first_kept.is_some_and(|first| window.last < first);
+            let is_too_much = max_bytes.is_some_and(|max| bytes > max) && window.last < today;
             if !is_old && (!is_too_much || sessions == 0) {
                 continue;
             }
             let reason = if is_old { ExpiryReason::Age } else { ExpiryReason::Bytes };
-            let of_day = of_day.unwrap_or(0);
-            bytes -= of_day;
-            expired.push(ExpiredDay { day, reason, sessions, actions, bytes: of_day, kept });
+            let of_window = of_window.unwrap_or(0);
+            bytes -= of_window;
+            expired.push(ExpiredDay { window, reason, sessions, actions, bytes: of_window, kept });
         }
         self.add_days_to_archive(policy, now, bytes, &mut expired).await?;
         for day in self.own_days(now).await? {
-            if !expired.iter().any(|whole| whole.day == day.day && whole.reason != ExpiryReason::Archive) {
+            let goes_whole =
+                |whole: &ExpiredDay| whole.reason != ExpiryReason::Archive && whole.window.contains(day.window.first);
+            if !expired.iter().any(goes_whole) {
                 expired.push(day);
             }
         }
-        expired.sort_by_key(|day| day.day);
+        expired.sort_by_key(|day| day.window);
         Ok(expired)
     }
 
@@ -174,15 +175,15 @@ impl Store {
         let first_hot = policy.first_hot_day(now);
         let until = if policy.max_bytes.is_some() { Some(now.date_naive()) } else { first_hot };
         let Some(until) = until else { return Ok(()) };
-        let mut days = self.days_to_archive(until, now).await?;
-        days.retain(|day| !expired.iter().any(|gone| gone.day == day.day));
+        let mut days = self.windows_to_archive(until, now).await?;
+        days.retain(|day| !expired.iter().any(|gone| gone.window == day.window));
         if !self.is_postgres() {
             // About a third of what a session takes stays, to find it by.
             let rows = self.action_row_total().await?;
             days.iter_mut().for_each(|day| day.bytes = share(bytes_in_use / 3 * 2, day.actions, rows));
         }
         for day in days {
-            let is_old = first_hot.is_some_and(|first| day.day < first);
+            let is_old = first_hot.is_some_and(|first| day.window.last < first);
             if is_old || policy.max_bytes.is_some_and(|max| bytes_in_use > max) {
                 bytes_in_use -= day.bytes;
                 expired.push(day);
@@ -203,7 +204,7 @@ impl Store {
         let rows = DayRow::find_by_statement(Statement::from_sql_and_values(self.backend, sql, [now.into()]));
         let day = |row: DayRow| {
             Some(ExpiredDay {
-                day: row.day.parse().ok()?,
+                window: Window::of_day(row.day.parse().ok()?),
                 reason: ExpiryReason::Own,
                 sessions: row.sessions,
                 actions: row.actions,
@@ -214,9 +215,10 @@ impl Store {
         Ok(rows.all(&self.read).await?.into_iter().filter_map(day).collect())
     }
 
-    /// What there is of each day before this one.
-    async fn days_before(&self, until: NaiveDate, now: DateTime<Utc>) -> Result<BTreeMap<NaiveDate, Day>> {
-        let mut days = BTreeMap::new();
+    /// What there is of each window that ends before this day.
+    async fn windows_before(&self, until: NaiveDate, now: DateTime<Utc>) -> Result<BTreeMap<Window, Content>> {
+        let finder = self.window_finder().await?;
+        let mut windows: BTreeMap<Window, Content> = BTreeMap::new();
         let day = self.day_of_session();
         let sql = format!(
             "SELECT day, CAST(sum(may_go) AS bigint) AS sessions, CAST(sum(may_go * actions) AS bigint) AS actions, \
@@ -228,27 +230,29 @@ impl Store {
                  ) AS recorded ON recorded.session_id = sessions.id \
                  WHERE sessions.id < $2) AS sized GROUP BY day"
         );
-        let values = [now.into(), lower_bound(until).into()];
+        let values = [now.into(), Window::of_day(until).bounds().0.into()];
         let rows = DayRow::find_by_statement(Statement::from_sql_and_values(self.backend, sql, values));
         for row in rows.all(&self.read).await? {
             let Ok(day) = row.day.parse() else { continue };
-            days.insert(day, Day { sessions: row.sessions, actions: row.actions, kept: row.kept, ..Day::default() });
+            let content = windows.entry(finder.window_of(day)).or_default();
+            content.sessions += row.sessions;
+            content.actions += row.actions;
+            content.kept += row.kept;
         }
-        for (day, bytes) in self.partition_bytes().await? {
-            if day < until {
-                days.entry(day).or_default().bytes = Some(bytes);
-            }
+        for (window, bytes) in self.partition_bytes().await? {
+            windows.entry(window).or_default().bytes = Some(bytes);
         }
-        Ok(days)
+        windows.retain(|window, _| window.last < until);
+        Ok(windows)
     }
 
     /// Erases what has no partition of its own: session by session, each whole.
-    async fn day_erase(&self, gone: &mut ExpiredDay, now: DateTime<Utc>) -> Result<()> {
+    async fn window_erase(&self, gone: &mut ExpiredDay, now: DateTime<Utc>) -> Result<()> {
         #[derive(FromQueryResult)]
         struct Row {
             id: Uuid,
         }
-        let (from, to) = day_bounds(gone.day);
+        let (from, to) = gone.window.bounds();
         let only_own = gone.reason == ExpiryReason::Own;
         let may_go = if only_own { HAS_EXPIRED } else { MAY_GO };
         let mut after = from;

@@ -54,7 +54,7 @@ pub async fn archive_all(reel: &Reel) -> RetentionReport {
     let preview = reel.store.retention_preview(&archive_after(0), later()).await.unwrap();
     let report = reel.store.retention_apply(&archive_after(0), later()).await.unwrap();
     let gist = |report: &RetentionReport| -> Vec<_> {
-        report.days.iter().map(|day| (day.day, day.reason, day.sessions, day.actions)).collect()
+        report.days.iter().map(|day| (day.window, day.reason, day.sessions, day.actions)).collect()
     };
     assert_eq!(gist(&preview), gist(&report), "a dry run says what is done");
     report

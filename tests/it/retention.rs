@@ -3,6 +3,7 @@
 mod alongside;
 mod service;
 pub mod traces;
+mod windows;
 
 use std::collections::BTreeMap;
 
@@ -86,7 +87,7 @@ async fn counted(reel: &Reel) -> (i64, i64) {
 /// What a preview and the deed must have in common. Partitions that were made ahead go with their days too.
 fn gist(report: &RetentionReport) -> BTreeMap<NaiveDate, (ExpiryReason, i64, i64, i64)> {
     let days = report.days.iter().filter(|day| day.sessions > 0);
-    days.map(|day| (day.day, (day.reason, day.sessions, day.actions, day.kept))).collect()
+    days.map(|day| (day.window.first, (day.reason, day.sessions, day.actions, day.kept))).collect()
 }
 
 /// Applies a policy, and checks that the dry run had said just that.
@@ -260,7 +261,7 @@ async fn the_oldest_days_go_where_there_are_too_many_bytes(backend: Backend) {
     assert_eq!((late.code(), reason(&late).as_str()), (Code::FailedPrecondition, "SESSION_ERASED"));
     // Whatever it takes, today stays.
     let report = apply(&reel, &policy(1), now).await;
-    assert_eq!(report.days.iter().map(|day| day.day).collect::<Vec<_>>(), [day(1), day(2)]);
+    assert_eq!(report.days.iter().map(|day| day.window.first).collect::<Vec<_>>(), [day(1), day(2)]);
     assert_eq!(listed(&reel).await, ids[3..]);
     reel.stop().await;
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use chrono::NaiveDate;
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait as _, DatabaseTransaction, DbErr, EntityTrait as _, FromQueryResult,
     QueryFilter as _, QuerySelect as _, Statement, sea_query::LockType,
@@ -13,16 +12,16 @@ use super::{Sealing, Store, ToArchive};
 use crate::{
     error::{Error, Result},
     failpoint,
-    model::ExpiredDay,
+    model::{ExpiredDay, Window},
     store::{
         entity::{action, session, track},
         failure::{Attempts, Failure},
         index::Table,
-        partition::{count_drop, day_bounds, detach, partition_bytes_of_table, partition_name, partition_names_in},
+        partition::{count_drop, detach, partition_bytes_of_table, partition_name, windows_of_table},
     },
 };
 
-/// Rows of others that are moved aside at most when a day's partition is dropped: everybody waits meanwhile.
+/// Rows of others that are moved aside at most when a partition is dropped: everybody waits meanwhile.
 const MAX_ASIDE: i64 = 200_000;
 
 /// Says of sessions which segment they are in, unless somebody else has.
@@ -46,18 +45,16 @@ struct Id {
 }
 
 impl Store {
-    /// Whether the day's actions have a partition that can be dropped once these sessions are archived.
-    pub(super) async fn may_drop_actions(&self, day: NaiveDate, sessions: &[ToArchive]) -> Result<bool> {
+    /// Whether the window's actions have a partition that can be dropped once these sessions are archived.
+    pub(super) async fn may_drop_actions(&self, window: Window, sessions: &[ToArchive]) -> Result<bool> {
         #[derive(FromQueryResult)]
         struct Count {
             actions: i64,
         }
-        if !self.is_postgres()
-            || !partition_names_in(&self.read, "actions").await?.contains(&partition_name("actions", day))
-        {
+        if !self.is_postgres() || !windows_of_table(&self.read, "actions").await?.contains(&window) {
             return Ok(false);
         }
-        let (from, to) = day_bounds(day);
+        let (from, to) = window.bounds();
         let sql = "SELECT CAST(coalesce(sum(tracks.last_seq), 0) - \
                  (SELECT coalesce(sum(archived_count), 0) FROM sessions WHERE id >= $1 AND id < $2) AS bigint) AS actions \
              FROM tracks WHERE session_id >= $1 AND session_id < $2";
@@ -67,16 +64,16 @@ impl Store {
         Ok(rows - archived <= MAX_ASIDE)
     }
 
-    /// Puts the segments of a day in use, and drops the day's partition of actions.
-    pub(super) async fn segments_seal_with_day(
+    /// Puts the segments of a window in use, and drops its partition of actions.
+    pub(super) async fn segments_seal_with_window(
         &self,
-        day: NaiveDate,
+        window: Window,
         sealing: Vec<Sealing>,
         gone: &mut ExpiredDay,
     ) -> Result<()> {
         let mut attempts = Attempts::default();
         loop {
-            match self.segments_seal_with_day_once(day, &sealing).await {
+            match self.segments_seal_with_window_once(window, &sealing).await {
                 Ok((sessions, actions, bytes)) => {
                     gone.sessions += sessions;
                     gone.actions += actions;
@@ -89,13 +86,13 @@ impl Store {
         }
     }
 
-    async fn segments_seal_with_day_once(
+    async fn segments_seal_with_window_once(
         &self,
-        day: NaiveDate,
+        window: Window,
         sealing: &[Sealing],
     ) -> Result<(i64, i64, i64), Failure> {
         let tx = self.begin_long().await?;
-        let (from, to) = day_bounds(day);
+        let (from, to) = window.bounds();
         for Sealing { segment, path, .. } in sealing {
             seal(&tx, *segment, path, 0).await?;
         }
@@ -104,8 +101,8 @@ impl Store {
         for Sealing { segment, sessions, .. } in sealing {
             claimed.extend(claim(&tx, *segment, sessions).await?);
         }
-        let bytes = partition_bytes_of_table(&tx, "actions", day).await?;
-        let partition = partition_name("actions", day);
+        let bytes = partition_bytes_of_table(&tx, "actions", window).await?;
+        let partition = partition_name("actions", window);
         detach(&tx, &[("actions", partition.clone())]).await?;
         failpoint::reach("actions detached");
         // Nobody is writing actions now. Whatever was committed after a segment was written is not in it.

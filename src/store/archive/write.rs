@@ -11,6 +11,7 @@ use crate::{
     archive::{ArchivedAction, RowDigest, SegmentFile, SegmentWriter, Wanted, Written},
     error::{Error, Result},
     failpoint,
+    model::SessionId,
     store::{segment::Actions, track::tracks_of},
 };
 
@@ -28,12 +29,10 @@ struct NewSegment {
 impl Store {
     /// Writes a segment of sessions, and verifies it. Gives those of them whose actions it has, all of them; none where there
     /// are no such.
-    pub(super) async fn segment_write(
-        &self,
-        day: NaiveDate,
-        sessions: &[ToArchive],
-        now: DateTime<Utc>,
-    ) -> Result<Option<Sealing>> {
+    pub(super) async fn segment_write(&self, sessions: &[ToArchive], now: DateTime<Utc>) -> Result<Option<Sealing>> {
+        let Some(first) = sessions.first() else { return Ok(None) };
+        // Where a partition has several days, so may a segment. It goes by the first of them.
+        let day = SessionId::from_uuid(first.id).started_at().date_naive();
         let path = new_path(day);
         let sql = "INSERT INTO segments (day, spare_path, spare_since) VALUES ($1, $2, $3) RETURNING id";
         let values = [day.into(), path.clone().into(), now.into()];

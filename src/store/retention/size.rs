@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, NaiveDate, Utc};
 use sea_orm::{FromQueryResult, Statement};
 
-use super::{DayRow, MAY_GO, Store};
+use super::{DayRow, MAY_GO, Store, share};
 use crate::{
     error::Result,
-    model::{ArchiveStats, StorageStats, StoredDay, TableBytes},
-    store::partition::{TABLES, partition_day},
+    model::{ArchiveStats, StorageStats, StoredDay, TableBytes, Window},
+    store::partition::{TABLES, partition_window},
 };
 
 /// Everything that is ours.
@@ -76,11 +76,11 @@ impl Store {
         Ok(rows.into_iter().map(table).collect())
     }
 
-    /// Bytes of the partitions of each day that has any.
-    pub(super) async fn partition_bytes(&self) -> Result<BTreeMap<NaiveDate, i64>> {
-        let mut days = BTreeMap::new();
+    /// Bytes of the partitions of each window that has any.
+    pub(super) async fn partition_bytes(&self) -> Result<BTreeMap<Window, i64>> {
+        let mut windows = BTreeMap::new();
         if !self.is_postgres() {
-            return Ok(days);
+            return Ok(windows);
         }
         for table in TABLES {
             let sql = format!(
@@ -89,17 +89,17 @@ impl Store {
             );
             let rows = NamedBytes::find_by_statement(Statement::from_string(self.backend, sql)).all(&self.read).await?;
             for row in rows {
-                if let Some(day) = partition_day(table, &row.name) {
-                    *days.entry(day).or_default() += row.table_bytes;
+                if let Some(window) = partition_window(table, &row.name) {
+                    *windows.entry(window).or_default() += row.table_bytes;
                 }
             }
         }
-        Ok(days)
+        Ok(windows)
     }
 
-    /// Whether a day has partitions of its own.
-    pub(super) async fn has_partitions(&self, day: NaiveDate) -> Result<bool> {
-        Ok(self.is_postgres() && self.partition_bytes().await?.contains_key(&day))
+    /// Whether a window has partitions of its own.
+    pub(super) async fn has_partitions(&self, window: Window) -> Result<bool> {
+        Ok(self.partition_bytes().await?.contains_key(&window))
     }
 
     /// What is stored.
@@ -125,13 +125,7 @@ impl Store {
         );
         let statement = Statement::from_sql_and_values(self.backend, sql, [now.into()]);
         let rows = DayRow::find_by_statement(statement).all(&self.read).await?;
-        let of_partitions = self.partition_bytes().await?;
-        let day = |row: DayRow| {
-            let day: NaiveDate = row.day.parse().ok()?;
-            let bytes = of_partitions.get(&day).copied().unwrap_or(0);
-            Some(StoredDay { day, sessions: row.sessions, kept: row.kept, actions: row.actions, bytes })
-        };
-        let days = rows.into_iter().filter_map(day).collect();
+        let days = self.stored_days(rows).await?;
         let (tables, free_bytes) = if self.is_postgres() {
             (self.table_bytes().await?, 0)
         } else {
@@ -141,6 +135,26 @@ impl Store {
         let archive = self.archive_stats().await?;
         let (oldest, newest) = (range.oldest, range.newest);
         Ok(StorageStats { days, users: range.users, tables, free_bytes, oldest, newest, archive })
+    }
+
+    async fn stored_days(&self, rows: Vec<DayRow>) -> Result<Vec<StoredDay>> {
+        let finder = self.window_finder().await?;
+        let day = |row: DayRow| {
+            let day: NaiveDate = row.day.parse().ok()?;
+            let (sessions, kept, actions) = (row.sessions, row.kept, row.actions);
+            Some(StoredDay { day, window: finder.window_of(day), sessions, kept, actions, bytes: 0 })
+        };
+        let mut days: Vec<StoredDay> = rows.into_iter().filter_map(day).collect();
+        let bytes = self.partition_bytes().await?;
+        for days in days.chunk_by_mut(|day, next| day.window == next.window) {
+            let actions = days.iter().map(|day| day.actions).sum();
+            for day in days {
+                let of_window = bytes.get(&day.window).copied().unwrap_or(0);
+                let is_alone = day.window == Window::of_day(day.day);
+                day.bytes = if is_alone { of_window } else { share(of_window, day.actions, actions) };
+            }
+        }
+        Ok(days)
     }
 
     pub(super) async fn archive_stats(&self) -> Result<ArchiveStats> {

@@ -1,6 +1,6 @@
-//! Dropping a day's partitions.
+//! Dropping the partitions of a day, or of a wider window.
 //!
-//! One transaction, so that a crash leaves all of the day or nothing of it. Its sessions are deleted first, which locks nothing
+//! One transaction, so that a crash leaves all of it or nothing. Its sessions are deleted first, which locks nothing
 //! but them; then the partitions are detached, for which nobody else may be using the tables, and which is therefore tried
 //! for moments only; whatever session is still there by then is moved aside; then the partitions are dropped.
 
@@ -10,13 +10,11 @@ use sea_orm::{ConnectionTrait as _, FromQueryResult, Statement};
 use super::{MAY_GO, Store};
 use crate::{
     error::Result,
-    model::{ExpiredDay, ExpiryReason},
+    model::{ExpiredDay, ExpiryReason, Window},
     store::{
         failure::{Attempts, Failure},
         index::FACETS_LOCK,
-        partition::{
-            TABLES, count_drop, day_bounds, detach, partition_bytes_of_table, partition_name, partition_names_in,
-        },
+        partition::{TABLES, count_drop, detach, partition_bytes_of_table, partition_name, windows_of_table},
     },
 };
 
@@ -27,26 +25,26 @@ struct Gone {
 }
 
 impl Store {
-    /// Drops a day with all of its sessions, but for those that are pinned.
-    pub(super) async fn day_drop(&self, day: ExpiredDay, now: DateTime<Utc>) -> Result<ExpiredDay> {
+    /// Drops a window with all of its sessions, but for those that are pinned.
+    pub(super) async fn window_drop(&self, day: ExpiredDay, now: DateTime<Utc>) -> Result<ExpiredDay> {
         let mut attempts = Attempts::default();
         loop {
-            match self.day_drop_once(day, now).await {
+            match self.window_drop_once(day, now).await {
                 Ok(gone) => return Ok(gone),
                 Err(failure) => attempts.again_after(failure).await?,
             }
         }
     }
 
-    async fn day_drop_once(&self, day: ExpiredDay, now: DateTime<Utc>) -> Result<ExpiredDay, Failure> {
+    async fn window_drop_once(&self, day: ExpiredDay, now: DateTime<Utc>) -> Result<ExpiredDay, Failure> {
         let tx = self.begin_long().await?;
-        let (from, to) = day_bounds(day.day);
+        let (from, to) = day.window.bounds();
         tx.execute_unprepared("SET LOCAL reel.expiring = 'on'").await?;
-        // Indexers write to the tables and to the roll-up of the day: not meanwhile.
+        // Indexers write to the tables and to the roll-up of these days: not meanwhile.
         tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({FACETS_LOCK})")).await?;
         let mut bytes = 0;
         for table in TABLES {
-            bytes += partition_bytes_of_table(&tx, table, day.day).await?;
+            bytes += partition_bytes_of_table(&tx, table, day.window).await?;
         }
         // What is younger than the retention could be started again by a late sender.
         let tombstones = match day.reason {
@@ -56,21 +54,21 @@ impl Store {
             }
         };
         let sql = format!(
-            "WITH gone AS (DELETE FROM sessions WHERE id >= $2 AND id < $3 AND {MAY_GO} RETURNING id){tombstones} \
+            "WITH gone AS (DELETE FROM sessions WHERE id >= $2 AND id < $3 AND {MAY_GO} RETURNING id, segment_id), \
+             left_behind AS (UPDATE segments SET stale = stale + 1 WHERE id IN (SELECT segment_id FROM gone)){tombstones} \
              SELECT (SELECT count(*) FROM gone) AS sessions, CAST(coalesce(sum(last_seq), 0) AS bigint) AS actions FROM tracks \
              WHERE session_id >= $2 AND session_id < $3 AND session_id IN (SELECT id FROM gone)"
         );
         let values = [now.into(), from.into(), to.into()];
         let statement = Statement::from_sql_and_values(self.backend, sql, values);
         let gone = Gone::find_by_statement(statement).one(&tx).await?.unwrap_or(Gone { sessions: 0, actions: 0 });
-        // Whoever was archived is not in its segment any more.
-        tx.execute_unprepared(&format!("UPDATE segments SET stale = stale + 1 WHERE day = '{}'", day.day)).await?;
         count_drop(&tx).await?;
-        let mut partitions = Vec::new();
+        let (mut partitions, mut without) = (Vec::new(), Vec::new());
         for table in TABLES {
-            let name = partition_name(table, day.day);
-            if partition_names_in(&tx, table).await?.contains(&name) {
-                partitions.push((table, name));
+            if windows_of_table(&tx, table).await?.contains(&day.window) {
+                partitions.push((table, partition_name(table, day.window)));
+            } else {
+                without.push(table);
             }
         }
         detach(&tx, &partitions).await?;
@@ -79,12 +77,20 @@ impl Store {
         for (table, name) in &partitions {
             tx.execute_unprepared(&format!("INSERT INTO {table} SELECT * FROM {name} WHERE {kept}")).await?;
         }
-        let day_text = day.day;
-        tx.execute_unprepared(&format!("DELETE FROM facet_days WHERE day = '{day_text}'")).await?;
+        // One of them may have had no partition.
+        for table in without {
+            tx.execute_unprepared(&format!(
+                "DELETE FROM {table} WHERE session_id >= '{from}' AND session_id < '{to}' AND NOT {kept}"
+            ))
+            .await?;
+        }
+        let Window { first, last } = day.window;
+        tx.execute_unprepared(&format!("DELETE FROM facet_days WHERE day BETWEEN '{first}' AND '{last}'")).await?;
         tx.execute_unprepared(&format!(
             "INSERT INTO facet_days (day, facet_id, action_count, session_count) \
-             SELECT date '{day_text}', facet_id, sum(count), count(*) FROM session_facets \
-             WHERE session_id >= '{from}' AND session_id < '{to}' GROUP BY facet_id"
+             SELECT (sessions.started_at AT TIME ZONE 'UTC')::date, facet_id, sum(count), count(*) \
+             FROM session_facets JOIN sessions ON sessions.id = session_id \
+             WHERE session_id >= '{from}' AND session_id < '{to}' GROUP BY 1, 2"
         ))
         .await?;
         for (_, name) in &partitions {
