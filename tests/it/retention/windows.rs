@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::{apply, counted, day, gist, keep_days, listed, midnight, pin, record_day};
 use crate::{
+    crash::process::reel as reel_command,
     exact::{check_index, check_index_with, wait_until_indexed},
     harness::{Backend, Reel, TestDatabase, clicks, end, service_args, timestamp},
 };
@@ -170,6 +171,26 @@ async fn a_week_is_archived_together_and_forgotten_together() {
     let [file] = <[String; 1]>::try_from(crate::archive::files(folder.path())).unwrap();
     assert!(file.contains(&day(7).to_string()), "{file}");
     reel.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_says_how_wide_partitions_are() {
+    let database = TestDatabase::new(Backend::Postgres).await;
+    let migrate =
+        |days: &str| reel_command(&["migrate", "--partition-days", days, "--database-url", &database.url]).status();
+    for wrong in ["0", "367", "-1", "a week"] {
+        assert!(!migrate(wrong).await.unwrap().success(), "{wrong}");
+    }
+    assert!(migrate("7").await.unwrap().success());
+    let sql = "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \
+        WHERE i.inhparent = 'actions'::regclass AND c.relname <> 'actions_default'";
+    let made = database.texts(sql).await;
+    // From yesterday to seven days ahead it is two weeks, or three on a Monday.
+    assert!((2..=3).contains(&made.len()), "{made:?}");
+    assert!(made.iter().all(|name| name.len() == "actions_20261102_20261108".len()), "{made:?}");
+    // Nothing is left to be made for days, unless one has begun meanwhile.
+    assert!(migrate("1").await.unwrap().success());
+    assert!(database.texts(sql).await.len() <= made.len() + 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
