@@ -66,7 +66,10 @@ async fn a_week_goes_with_its_last_day() {
 
     // Six of the days are old enough, but not the seventh.
     let due = midnight(7) + TimeDelta::days(7);
-    assert!(apply(&reel, &keep_days(7), due - TimeDelta::microseconds(1)).await.days.is_empty());
+    for max_bytes in [None, Some(i64::MAX)] {
+        let policy = RetentionPolicy { max_bytes, ..keep_days(7) };
+        assert!(apply(&reel, &policy, due - TimeDelta::microseconds(1)).await.days.is_empty());
+    }
     let report = apply(&reel, &keep_days(7), due).await;
     let [gone] = report.days.as_slice() else { panic!("{report:?}") };
     assert_eq!((gone.window, gone.reason, gone.sessions, gone.actions), (week(0), ExpiryReason::Age, 13, 130));
