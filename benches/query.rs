@@ -49,14 +49,14 @@ async fn measure(arguments: Arguments) -> Result<()> {
     let postgres = Postgres::start().await?;
     if ["search", "analytics", "disk"].into_iter().any(|part| arguments.wants(part)) {
         let size = arguments.scale(4_000, 1_000_000, 1_000_000);
-        let mut archive = Archive::record(&postgres, "small", DAYS, size, arguments.seed).await?;
+        let mut archive = Archive::record(&postgres, "small", DAYS, (size, 50), arguments.seed).await?;
         let before = questions::measure(&arguments, &mut archive).await?;
         if arguments.wants("disk") {
             print("disk an action ÷ JSON Lines", &disk::measure(&mut archive).await?, arguments.json);
         }
         archive.reel.stop().await?;
         if arguments.full {
-            let mut archive = Archive::record(&postgres, "large", DAYS, 10 * size, arguments.seed).await?;
+            let mut archive = Archive::record(&postgres, "large", DAYS, (10 * size, 50), arguments.seed).await?;
             let after = questions::measure(&arguments, &mut archive).await?;
             print("10M ÷ 1M actions stored", &questions::growth(&before, &after), arguments.json);
             archive.reel.stop().await?;

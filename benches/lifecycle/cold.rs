@@ -30,7 +30,7 @@ use sea_orm::sqlx::{Connection as _, Executor as _, PgConnection, query_scalar, 
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
-use super::bytes;
+use super::expiry::bytes;
 use crate::support::{
     Result,
     arguments::Arguments,

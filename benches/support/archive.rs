@@ -37,8 +37,14 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Records so many actions in sessions of 50, spread over the days before today.
-    pub async fn record(postgres: &Postgres, database: &str, days: i64, actions: usize, seed: u64) -> Result<Self> {
+    /// Records so many actions in sessions of some, spread over the days before today.
+    pub async fn record(
+        postgres: &Postgres,
+        database: &str,
+        days: i64,
+        (actions, in_session): (usize, usize),
+        seed: u64,
+    ) -> Result<Self> {
         let url = postgres.database(database).await?;
         let reel = Reel::serve(&url).await?;
         let channels = reel.connect(4).await?;
@@ -53,7 +59,7 @@ impl Archive {
                 senders: 8,
                 batch: 25,
                 live: LIVE_SESSIONS,
-                session: Some(50),
+                session: Some(in_session),
                 started: (until - TimeDelta::days(days), until - TimeDelta::milliseconds(1)),
             });
             name_routes(&mut workload);

@@ -31,7 +31,8 @@ struct Places {
 pub(super) struct ArchiveArgs {
     #[command(flatten)]
     places: Places,
-    /// Archive the sessions that started before this day (UTC), as 2026-11-25 [default: today]
+    /// Archive the sessions that started before this day (UTC), as 2026-11-25; of partitions of several days, those that end
+    /// before it [default: today]
     #[arg(long, value_name = "DAY")]
     before: Option<NaiveDate>,
     /// Say what would go, and do nothing

@@ -1,0 +1,112 @@
+//! What it costs to forget a day.
+//!
+//! In one database the day expires as the service does it; in the other the same is deleted with the best statements that we
+//! know: one for each table, by the range of ids that the day has, without the trigger that makes a DELETE of sessions
+//! complete. Write-ahead log is counted after a checkpoint, as it would be in the night after; the bytes that come back are what
+//! the tables take less, without a VACUUM and, for the DELETE, after one too.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use reel::{
+    model::{RetentionPolicy, SessionId},
+    store::Store,
+};
+use sea_orm::sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, query_scalar};
+use tokio::time::Instant;
+
+use crate::support::{
+    Result,
+    figure::{Figure, Goal},
+    postgres::Postgres,
+};
+
+/// What it took, and what came back.
+struct Cost {
+    seconds: f64,
+    log_bytes: f64,
+    freed_bytes: f64,
+}
+
+/// Forgets the day before this time.
+pub async fn measure(
+    postgres: &Postgres,
+    (expired, deleted): (&str, &str),
+    until: DateTime<Utc>,
+    actions: usize,
+    in_session: usize,
+) -> Result<Vec<Figure>> {
+    let day = (until - TimeDelta::days(1), until);
+    let store = Store::open(&postgres.url(expired).parse()?, 4).await?;
+    let policy = RetentionPolicy { keep_for: Some(TimeDelta::days(7)), ..RetentionPolicy::default() };
+    // It knows the way then, as a service that applies it every minute does.
+    store.retention_apply(&policy, day.1).await?;
+    let mut connection = PgConnection::connect(&postgres.url(expired)).await?;
+    let stored = bytes(&mut connection).await?;
+    let expired = cost(&mut connection, async |_| {
+        let report = store.retention_apply(&policy, day.1 + TimeDelta::days(7)).await?;
+        let gone: i64 = report.days.iter().map(|day| day.actions).sum();
+        if gone == actions as i64 { Ok(()) } else { Err(format!("{gone} actions went").into()) }
+    })
+    .await?;
+    store.close().await;
+
+    let mut connection = PgConnection::connect(&postgres.url(deleted)).await?;
+    // What a plan needs is in memory then too.
+    connection.execute("SELECT count(*) FROM sessions").await?;
+    let range = (SessionId::least_at(day.0), SessionId::least_at(day.1));
+    let deleted = cost(&mut connection, async |connection| {
+        let statements = [
+            "BEGIN; SET LOCAL reel.expiring = 'on'".to_owned(),
+            format!("DELETE FROM actions WHERE session_id >= '{}' AND session_id < '{}'", range.0, range.1),
+            format!("DELETE FROM session_facets WHERE session_id >= '{}' AND session_id < '{}'", range.0, range.1),
+            format!("DELETE FROM facet_days WHERE day = '{}'", day.0.date_naive()),
+            format!("DELETE FROM sessions WHERE id >= '{}' AND id < '{}'", range.0, range.1),
+            "COMMIT".to_owned(),
+        ];
+        for statement in statements {
+            connection.execute(AssertSqlSafe(statement)).await?;
+        }
+        Ok(())
+    })
+    .await?;
+    connection.execute("VACUUM").await?;
+    let vacuumed = stored - bytes(&mut connection).await?;
+
+    let an_action = |bytes: f64| bytes / actions as f64;
+    let name = |text: &str| format!("{text}, sessions of {in_session}");
+    Ok(vec![
+        Figure::new(name("time to expire ÷ to DELETE"), expired.seconds, "s")
+            .beside(deleted.seconds)
+            .goal(Goal::RatioAtMost(0.1)),
+        Figure::new(name("write-ahead log of the same"), an_action(expired.log_bytes), "bytes")
+            .beside(an_action(deleted.log_bytes))
+            .goal(Goal::RatioAtMost(0.01)),
+        Figure::new(name("bytes that come back ÷ stored, by expiry"), an_action(expired.freed_bytes), "bytes")
+            .beside(an_action(stored)),
+        Figure::new(name("… by DELETE"), an_action(deleted.freed_bytes), "bytes").beside(an_action(stored)),
+        Figure::new(name("… by DELETE and VACUUM"), an_action(vacuumed), "bytes").beside(an_action(stored)),
+    ])
+}
+
+async fn cost(
+    connection: &mut PgConnection,
+    forget: impl AsyncFnOnce(&mut PgConnection) -> Result<()>,
+) -> Result<Cost> {
+    connection.execute("CHECKPOINT").await?;
+    let (stored, log) = (bytes(connection).await?, log_position(connection).await?);
+    let begun = Instant::now();
+    forget(connection).await?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let log_bytes = log_position(connection).await? - log;
+    Ok(Cost { seconds, log_bytes, freed_bytes: stored - bytes(connection).await? })
+}
+
+async fn log_position(connection: &mut PgConnection) -> Result<f64> {
+    Ok(query_scalar("SELECT (pg_current_wal_insert_lsn() - '0/0')::float8").fetch_one(connection).await?)
+}
+
+/// Bytes of all tables.
+pub async fn bytes(connection: &mut PgConnection) -> Result<f64> {
+    let sql = "SELECT sum(pg_total_relation_size(c.oid))::float8 FROM pg_class c \
+               WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace";
+    Ok(query_scalar(sql).fetch_one(connection).await?)
+}
