@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    failpoint,
     model::{Erasure, SessionId},
 };
 
@@ -103,7 +104,10 @@ impl Store {
             for session in &sessions {
                 let id = SessionId::from_uuid(session.id);
                 match self.session_erase_for(id, user_id, now).await {
-                    Ok(_) => tell(id),
+                    Ok(_) => {
+                        tell(id);
+                        failpoint::reach("session of a user erased");
+                    }
                     // Somebody else erased it first.
                     Err(Error::SessionNotFound) => {}
                     Err(error) => return Err(error),

@@ -102,6 +102,12 @@ impl Process {
         self.child = self.command.spawn().unwrap();
     }
 
+    /// Starts it again, to die where it gets to this place (`failpoint::reach`), or nowhere.
+    pub async fn start_again_to_die_at(&mut self, place: Option<&str>) {
+        self.command.env_remove("REEL_DIE_AT").envs(place.map(|place| ("REEL_DIE_AT", place)));
+        self.start_again().await;
+    }
+
     /// SIGTERM.
     pub fn terminate(&self) {
         signal("TERM", &self.id().to_string());
