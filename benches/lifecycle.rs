@@ -5,10 +5,10 @@
 //!     cargo bench --bench lifecycle -- --full      a day of 5M actions instead of 1M
 //!
 //! A day's sessions are recorded through the service, on PostgreSQL (started for the run, see `support/postgres.rs`), and the
-//! database is copied: one copy is archived, in another the day expires, in the others the same is deleted, or only the partitions are dropped. Rows of sessions and
-//! tracks go one by one however it is done, so it matters how long sessions are: they have 50 actions, as in all benchmarks;
-//! then, for expiry only, 500, about as many as real ones (those of the Balabit Mouse Dynamics Challenge that we tried have 311
-//! to 894).
+//! database is copied: one copy is archived, in another the day expires, in the others the same is deleted, or only the
+//! partitions are dropped. Rows of sessions and tracks go one by one however it is done, so it matters how long sessions are:
+//! they have 50 actions, as in all benchmarks; then, for expiry only, 500, about as many as real ones (those of the Balabit
+//! Mouse Dynamics Challenge that we tried have 311 to 894).
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 // Figures are rounded anyway.
@@ -33,7 +33,7 @@ async fn main() -> ExitCode {
 }
 
 async fn measure(arguments: Arguments) -> Result<()> {
-    let postgres = Postgres::start().await?;
+    let mut postgres = Postgres::start().await?;
     let actions = arguments.scale(4_000, 1_000_000, 5_000_000);
     for in_session in [50, 500] {
         let [expired, archived, deleted, dropped] =
@@ -58,7 +58,7 @@ async fn measure(arguments: Arguments) -> Result<()> {
             let cold = cold::measure(&arguments, &postgres, (&deleted, &archived), &recorded).await?;
             print("archived sessions", &cold, arguments.json);
         }
-        let figures = expiry::measure(&postgres, [&expired, &deleted, &dropped], recorded.until, size).await?;
+        let figures = expiry::measure(&mut postgres, [&expired, &deleted, &dropped], recorded.until, size).await?;
         print(&format!("expiring a day of sessions of {in_session}, an action"), &figures, arguments.json);
     }
     Ok(())

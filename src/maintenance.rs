@@ -1,6 +1,6 @@
-//! What has to be done from time to time: ending idle sessions, making partitions ahead, forgetting what is not kept, and
-//! going on with erasures that were broken off. Every
-//! process does it; all of it is safe to do at the same time.
+//! What has to be done from time to time: ending idle sessions, making partitions ahead, forgetting what is not kept, going on
+//! with erasures that were broken off, and closing connections that nobody uses. Every process does it; all of it is safe to do
+//! at the same time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,6 +25,9 @@ const IDLE_STEP: u64 = 500;
 
 /// How often retention is applied.
 const RETENTION_EVERY: Duration = Duration::from_mins(1);
+
+/// How often connections that nobody uses are closed.
+const CONNECTIONS_EVERY: Duration = Duration::from_mins(10);
 
 /// Does all of it, for ever.
 pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Duration, policy: &RetentionPolicy) {
@@ -70,7 +73,14 @@ pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Durat
             }
         }
     };
-    tokio::join!(partitions, idle, retention, erasures);
+    let connections = async {
+        let mut ticks = interval(CONNECTIONS_EVERY);
+        loop {
+            ticks.tick().await;
+            store.connections_close_idle().await;
+        }
+    };
+    tokio::join!(partitions, idle, retention, erasures, connections);
 }
 
 /// Ends the sessions of which nothing has arrived for the timeout.

@@ -144,6 +144,19 @@ impl Store {
         if self.is_postgres() { asked.map_or(2, usize::from) } else { 1 }
     }
 
+    /// Closes the connections to PostgreSQL that nobody uses now.
+    pub async fn connections_close_idle(&self) {
+        if self.is_postgres() {
+            let counters = self.desk.connection();
+            for connection in [&self.write, &self.read, &self.probe].into_iter().chain(&counters) {
+                connect::close_idle(connection.get_postgres_connection_pool()).await;
+            }
+        }
+        if let Some(copy) = &self.copy {
+            connect::close_idle(&copy.pool).await;
+        }
+    }
+
     /// Closes all connections, when what runs on them has ended.
     pub async fn close(&self) {
         for connection in [&self.write, &self.read, &self.probe] {

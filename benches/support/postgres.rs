@@ -8,11 +8,12 @@ use std::{
     env, fs,
     net::TcpListener,
     os::unix::{fs::chown, process::CommandExt as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
+use rustix::fs::{Advice, fadvise};
 use sea_orm::sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tempfile::TempDir;
 
@@ -35,6 +36,8 @@ const SETTINGS: [&str; 9] = [
 /// The server. Stopped and removed when it is dropped.
 pub struct Postgres {
     folder: TempDir,
+    bin: PathBuf,
+    user: Option<(u32, u32)>,
     port: u16,
     child: Child,
 }
@@ -47,30 +50,25 @@ impl Postgres {
         if let Some((uid, gid)) = user {
             chown(folder.path(), Some(uid), Some(gid))?;
         }
-        let command = |program: &str| {
-            let mut command = Command::new(bin.join(program));
-            command.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            if let Some((uid, gid)) = user {
-                command.uid(uid).gid(gid);
-            }
-            command
-        };
-        let mut init = command("initdb");
+        let mut init = command(&folder, &bin, user, "initdb");
         init.args(["-D", "data", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8"]);
         if !init.arg("--no-sync").status()?.success() {
             return Err("initdb failed".into());
         }
         let port = free_port()?;
-        let mut server = command("postgres");
-        server.args(["-D", "data", "-p", &port.to_string()]);
-        SETTINGS.iter().for_each(|setting| {
-            server.args(["-c", setting]);
-        });
-        server.stderr(fs::File::create(folder.path().join("log"))?);
-        let child = server.spawn()?;
-        let mut postgres = Self { folder, port, child };
+        let child = serve(&folder, &bin, user, port)?;
+        let mut postgres = Self { folder, bin, user, port, child };
         postgres.wait_until_ready().await?;
         Ok(postgres)
+    }
+
+    /// Starts it again with nothing in memory of what it stores: not in its own, nor in the system's page cache.
+    pub async fn start_cold(&mut self) -> Result<()> {
+        // SIGINT: after a checkpoint, whose pages are on the disk then and may be forgotten.
+        self.end("INT")?;
+        forget_pages(&self.folder.path().join("data"))?;
+        self.child = serve(&self.folder, &self.bin, self.user, self.port)?;
+        self.wait_until_ready().await
     }
 
     /// The process of the server, the parent of all others.
@@ -90,6 +88,14 @@ impl Postgres {
         Ok(self.url(name))
     }
 
+    /// Sends it a signal that ends it, and waits until it has ended.
+    fn end(&mut self, signal: &str) -> Result<()> {
+        // The program `kill` is not everywhere, the shell is.
+        Command::new("sh").args(["-c", &format!("kill -{signal} {}", self.child.id())]).status()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     async fn wait_until_ready(&mut self) -> Result<()> {
         let give_up_at = Instant::now() + Duration::from_secs(30);
         while let Err(error) = PgConnection::connect(&self.url("postgres")).await {
@@ -105,10 +111,41 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // SIGQUIT: at once, children included. The program `kill` is not everywhere, the shell is.
-        let _ = Command::new("sh").args(["-c", &format!("kill -QUIT {}", self.child.id())]).status();
-        let _ = self.child.wait();
+        // SIGQUIT: at once, children included.
+        let _ = self.end("QUIT");
     }
+}
+
+/// A program of PostgreSQL's, run where its data is, as a user that it accepts.
+fn command(folder: &TempDir, bin: &Path, user: Option<(u32, u32)>, program: &str) -> Command {
+    let mut command = Command::new(bin.join(program));
+    command.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    if let Some((uid, gid)) = user {
+        command.uid(uid).gid(gid);
+    }
+    command
+}
+
+fn serve(folder: &TempDir, bin: &Path, user: Option<(u32, u32)>, port: u16) -> Result<Child> {
+    let mut server = command(folder, bin, user, "postgres");
+    server.args(["-D", "data", "-p", &port.to_string()]);
+    SETTINGS.iter().for_each(|setting| {
+        server.args(["-c", setting]);
+    });
+    Ok(server.stderr(fs::File::create(folder.path().join("log"))?).spawn()?)
+}
+
+/// Lets the system forget what it knows of the files in a folder.
+fn forget_pages(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            forget_pages(&path)?;
+        } else {
+            fadvise(fs::File::open(path)?, 0, None, Advice::DontNeed)?;
+        }
+    }
+    Ok(())
 }
 
 /// A port that nobody listens on now.

@@ -42,6 +42,9 @@ pub(super) const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// has to come to its end.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A connection that is given back at this age is closed: servers, and what is between, may forget those that live long.
+const MAX_AGE: Duration = Duration::from_mins(10);
+
 /// A connection that was not used for this long is tried before it is used.
 const TRY_WHEN_IDLE_FOR: Duration = Duration::from_secs(10);
 
@@ -149,12 +152,15 @@ fn postgres_options(url: &DatabaseUrl) -> Result<PgConnectOptions, DbErr> {
         .disable_statement_logging())
 }
 
+/// The pool looks after nothing by itself. What it would do about old connections may, in the sqlx that there is now, count for
+/// ever instead: it burns a core, and the process does not end (launchbadge/sqlx#3645). See [`close_idle`].
 fn postgres_pool(connections: u32, outage: &Outage) -> PgPoolOptions {
     let outage = outage.clone();
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
-        .max_lifetime(Duration::from_mins(10))
+        .max_lifetime(None)
+        .idle_timeout(None)
         .test_before_acquire(false)
         .before_acquire(move |connection, meta| {
             let is_suspect = outage.has_seen(meta.age);
@@ -169,7 +175,20 @@ fn postgres_pool(connections: u32, outage: &Outage) -> PgPoolOptions {
                 Ok(true)
             })
         })
-        .after_release(|connection, _| Box::pin(still_works(connection)))
+        .after_release(|connection, meta| {
+            let is_young = meta.age < MAX_AGE;
+            Box::pin(async move { Ok(is_young && still_works(connection).await?) })
+        })
+}
+
+/// Closes the connections that nobody uses. To be done now and then: after a rush there would be many of them for ever.
+pub(super) async fn close_idle(pool: &PgPool) {
+    for _ in 0..pool.options().get_max_connections() {
+        let Some(connection) = pool.try_acquire() else { return };
+        if timeout(RELEASE_TIMEOUT, connection.close()).await.is_err() {
+            tracing::debug!("a connection did not close in good order");
+        }
+    }
 }
 
 /// The pool would wait for ever, and be a connection short for as long, where the network has swallowed one.

@@ -89,6 +89,12 @@ impl Desk {
         self.archive = archive;
     }
 
+    /// One of the connections, if not all are in use. On PostgreSQL they all are of one pool.
+    pub(super) fn connection(&self) -> Option<DatabaseConnection> {
+        let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.last().map(|counter| counter.connection.clone())
+    }
+
     pub(super) async fn close(&self) {
         let counters = std::mem::take(&mut *self.counters.lock().unwrap_or_else(PoisonError::into_inner));
         for counter in counters {

@@ -87,8 +87,9 @@ impl Store {
             let mut gone = ExpiredDay { sessions: 0, actions: 0, bytes: 0, ..day };
             if day.reason != ExpiryReason::Own && self.has_partitions(day.window).await? {
                 gone = self.window_drop(day, now).await?;
+            } else {
+                self.window_erase(&mut gone, now).await?;
             }
-            self.window_erase(&mut gone, now).await?;
             self.has_erased.store(true, Ordering::Release);
             tracing::info!(days = %gone.window, sessions = gone.sessions, actions = gone.actions, bytes = gone.bytes, "sessions expired");
             report.days.push(gone);

@@ -287,3 +287,28 @@ async fn the_end_waits_for_nobody_longer_than_the_drain_timeout() {
     assert!(matches!(reel.ended().await, Err(ServeError::DrainTimeout)));
     drop(silent);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_nobody_uses_are_closed_and_made_again() {
+    let (reel, database) = Reel::start(Backend::Postgres).await;
+    let count = async |state: &str| {
+        let sql =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'reel'";
+        database.number(&format!("{sql} AND {state}")).await
+    };
+    let session = reel.start_session().await;
+    reel.append(&session, "", 1, clicks(0..3)).await.unwrap();
+    let rush = (0..8).map(|_| async { assert_eq!(reel.play_all(&session).await.len(), 3) });
+    futures_util::future::join_all(rush).await;
+    let all = count("true").await;
+    // What is in use listens for others, or has a lock that this process keeps: indexing.
+    eventually("idle connections are closed", async || {
+        reel.store.connections_close_idle().await;
+        count("true").await <= 3
+    })
+    .await;
+    assert!(all > 3, "{all} before");
+    reel.append(&session, "", 4, clicks(3..5)).await.unwrap();
+    assert_eq!(reel.play_all(&session).await.len(), 5);
+    reel.stop().await;
+}

@@ -5,7 +5,7 @@
 //! for moments only; whatever session is still there by then is moved aside; then the partitions are dropped.
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait as _, FromQueryResult, Statement};
+use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbErr, FromQueryResult, Statement};
 
 use super::{MAY_GO, Store};
 use crate::{
@@ -72,31 +72,58 @@ impl Store {
             }
         }
         detach(&tx, &partitions).await?;
-        // Nothing new comes into the tables now. Whoever is still there goes to where there is no partition.
-        let kept = format!("session_id IN (SELECT id FROM sessions WHERE id >= '{from}' AND id < '{to}')");
-        for (table, name) in &partitions {
-            tx.execute_unprepared(&format!("INSERT INTO {table} SELECT * FROM {name} WHERE {kept}")).await?;
+        // Nothing new comes into the tables now.
+        let Window { first, last } = day.window;
+        tx.execute_unprepared(&format!("DELETE FROM facet_days WHERE day BETWEEN '{first}' AND '{last}'")).await?;
+        if is_any_left(&tx, day.window).await? {
+            keep(&tx, &partitions, day.window).await?;
         }
         // One of them may have had no partition.
         for table in without {
             tx.execute_unprepared(&format!(
-                "DELETE FROM {table} WHERE session_id >= '{from}' AND session_id < '{to}' AND NOT {kept}"
+                "DELETE FROM {table} WHERE {} AND session_id NOT IN ({})",
+                is_within("session_id", day.window),
+                sessions_of(day.window)
             ))
             .await?;
         }
-        let Window { first, last } = day.window;
-        tx.execute_unprepared(&format!("DELETE FROM facet_days WHERE day BETWEEN '{first}' AND '{last}'")).await?;
-        tx.execute_unprepared(&format!(
-            "INSERT INTO facet_days (day, facet_id, action_count, session_count) \
-             SELECT (sessions.started_at AT TIME ZONE 'UTC')::date, facet_id, sum(count), count(*) \
-             FROM session_facets JOIN sessions ON sessions.id = session_id \
-             WHERE session_id >= '{from}' AND session_id < '{to}' GROUP BY 1, 2"
-        ))
-        .await?;
         for (_, name) in &partitions {
             tx.execute_unprepared(&format!("DROP TABLE {name}")).await?;
         }
         tx.commit().await?;
         Ok(ExpiredDay { sessions: gone.sessions, actions: gone.actions, bytes, ..day })
     }
+}
+
+/// A condition on a session id.
+fn is_within(id: &str, window: Window) -> String {
+    let (from, to) = window.bounds();
+    format!("{id} >= '{from}' AND {id} < '{to}'")
+}
+
+/// A query for the sessions that are left of a window.
+fn sessions_of(window: Window) -> String {
+    format!("SELECT id FROM sessions WHERE {}", is_within("id", window))
+}
+
+async fn is_any_left(tx: &DatabaseTransaction, window: Window) -> Result<bool, DbErr> {
+    let sql = format!("{} LIMIT 1", sessions_of(window));
+    Ok(tx.query_one_raw(Statement::from_string(tx.get_database_backend(), sql)).await?.is_some())
+}
+
+/// Moves the rows of whoever is left from detached partitions to where there is no partition, and counts them by day again.
+async fn keep(tx: &DatabaseTransaction, partitions: &[(&str, String)], window: Window) -> Result<(), DbErr> {
+    for (table, name) in partitions {
+        let kept = sessions_of(window);
+        tx.execute_unprepared(&format!("INSERT INTO {table} SELECT * FROM {name} WHERE session_id IN ({kept})"))
+            .await?;
+    }
+    tx.execute_unprepared(&format!(
+        "INSERT INTO facet_days (day, facet_id, action_count, session_count) \
+         SELECT (sessions.started_at AT TIME ZONE 'UTC')::date, facet_id, sum(count), count(*) \
+         FROM session_facets JOIN sessions ON sessions.id = session_id WHERE {} GROUP BY 1, 2",
+        is_within("session_id", window)
+    ))
+    .await?;
+    Ok(())
 }

@@ -51,7 +51,7 @@ impl TestDatabase {
 
     /// A connection past the service, for looking and meddling.
     pub async fn connect(&self) -> sea_orm::DatabaseConnection {
-        sea_orm::Database::connect(&self.url).await.unwrap()
+        connect(&self.url).await
     }
 
     /// Runs a statement past the service.
@@ -76,15 +76,27 @@ impl TestDatabase {
     }
 }
 
+/// A connection for a moment. Its pool has no task of its own: that may go on for ever, and then the process does not end
+/// (launchbadge/sqlx#3645).
+pub async fn connect(url: &str) -> sea_orm::DatabaseConnection {
+    sea_orm::Database::connect(connect_options(url)).await.unwrap()
+}
+
+fn connect_options(url: &str) -> sea_orm::ConnectOptions {
+    let mut options = sea_orm::ConnectOptions::new(url);
+    options.max_lifetime(None).idle_timeout(None);
+    options
+}
+
 /// A connection, if there is one to be had now: by default one is tried for half a minute, with longer and longer pauses.
 pub async fn try_connect(url: &str) -> Option<sea_orm::DatabaseConnection> {
-    let mut options = sea_orm::ConnectOptions::new(url);
+    let mut options = connect_options(url);
     options.max_connections(1).acquire_timeout(Duration::from_millis(500));
     sea_orm::Database::connect(options).await.ok()
 }
 
 pub async fn administer(server: &str, sql: &str) {
-    let connection = sea_orm::Database::connect(server).await.unwrap();
+    let connection = connect(server).await;
     connection.execute_unprepared(sql).await.unwrap();
     connection.close().await.unwrap();
 }
