@@ -8,7 +8,7 @@ use tonic::{Code, transport::Endpoint};
 
 use crate::{
     crash::process::Process,
-    harness::{Backend, NOON_MS, Reel, TestDatabase, batch, clicks, reason, session_id, start, user},
+    harness::{Backend, NOON_MS, Reel, TestDatabase, batch, clicks, eventually, reason, session_id, start, user},
     on_both_databases,
 };
 
@@ -120,11 +120,13 @@ async fn an_erasure_whose_process_is_killed_goes_on_and_says_how_far_it_is(backe
     let request = GetErasureRequest { user_id: "ada".to_owned() };
     let mut users = UserServiceClient::new(connect(&process).await);
     let mut progress = users.get_erasure(request.clone()).await.unwrap().into_inner();
-    while progress.finish_time.is_none() {
+    eventually("it is finished", async || {
         let next = users.get_erasure(request.clone()).await.unwrap().into_inner();
         assert!(next.erased_session_count >= progress.erased_session_count);
         progress = next;
-    }
+        progress.finish_time.is_some()
+    })
+    .await;
     let counts = (progress.session_count, progress.erased_session_count, progress.erased_action_count);
     assert_eq!(counts, (SESSIONS, SESSIONS, 3 * SESSIONS));
     for table in ["users", "sessions", "tracks", "actions"] {

@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     process::{ExitStatus, Stdio},
+    time::Duration,
 };
 
 use rand::RngExt as _;
@@ -113,8 +114,10 @@ impl Process {
         signal("TERM", &self.id().to_string());
     }
 
+    /// Waits until it has ended by itself.
     pub async fn exited(&mut self) -> ExitStatus {
-        self.child.wait().await.unwrap()
+        let exit = tokio::time::timeout(Duration::from_mins(1), self.child.wait()).await;
+        exit.expect("the process ends").unwrap()
     }
 
     pub fn is_running(&mut self) -> bool {
