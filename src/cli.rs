@@ -17,6 +17,7 @@ mod time;
 use std::{error::Error, io::IsTerminal as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use futures_util::future::LocalBoxFuture;
 use tracing::Level;
 use tracing_subscriber::{
     EnvFilter, Layer as _,
@@ -87,12 +88,17 @@ async fn open_store(database: &DatabaseArgs, archive: Option<Archive>) -> Result
 }
 
 impl Cli {
-    /// Runs the subcommand.
-    pub async fn run(self) -> Result<(), Failure> {
+    /// Runs the subcommand. Boxed, so that it is compiled here and not once more in the binary.
+    #[must_use]
+    pub fn run(self) -> LocalBoxFuture<'static, Result<(), Failure>> {
+        Box::pin(self.run_subcommand())
+    }
+
+    async fn run_subcommand(self) -> Result<(), Failure> {
         match self.command.unwrap_or_else(|| Command::Serve(Box::new(self.serve))) {
             Command::Serve(args) => {
                 log_at("info");
-                Box::pin(serve::serve(*args)).await
+                serve::serve(*args).await
             }
             Command::Migrate(args) => {
                 log_at("info");

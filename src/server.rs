@@ -7,6 +7,7 @@ mod layer;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use futures_util::future::BoxFuture;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
@@ -43,11 +44,31 @@ pub enum ServeError {
 
 /// Serves until `shutdown` completes, then drains. Before the database is ready, and whenever it is away, health says
 /// NOT_SERVING and requests are answered with UNAVAILABLE.
-pub async fn run(
+///
+/// Boxed, like its end: what is generic or async is compiled where it is used, and the service once is enough.
+pub fn run<'a>(
+    listener: TcpListener,
+    store: Store,
+    args: &'a ServiceArgs,
+    shutdown: impl Future<Output = ()> + Send + 'a,
+) -> BoxFuture<'a, Result<(), ServeError>> {
+    boxed(listener, store, args, Box::pin(shutdown))
+}
+
+fn boxed<'a>(
+    listener: TcpListener,
+    store: Store,
+    args: &'a ServiceArgs,
+    shutdown: BoxFuture<'a, ()>,
+) -> BoxFuture<'a, Result<(), ServeError>> {
+    Box::pin(serve(listener, store, args, shutdown))
+}
+
+async fn serve(
     listener: TcpListener,
     store: Store,
     args: &ServiceArgs,
-    shutdown: impl Future<Output = ()>,
+    shutdown: BoxFuture<'_, ()>,
 ) -> Result<(), ServeError> {
     let drain = CancellationToken::new();
     let stop = drain.clone().drop_guard();

@@ -86,7 +86,7 @@ pub(super) async fn demo(args: DemoArgs) -> Result<(), Failure> {
         let shutdown = async {
             let _ = stopped.await;
         };
-        Box::pin(server::run(listener, store, &settings, shutdown)).await
+        server::run(listener, store, &settings, shutdown).await
     });
     let shown = tokio::select! {
         served = &mut serving => return Ok(served??),

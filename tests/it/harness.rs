@@ -104,7 +104,7 @@ impl Reel {
             let shutdown = async {
                 let _ = shutdown.await;
             };
-            Box::pin(server::run(listener, served, &args, shutdown)).await
+            server::run(listener, served, &args, shutdown).await
         });
         let channel = connect(address).await;
         Self { address, channel, store, shut_down: Some(shut_down), serving }
