@@ -314,7 +314,7 @@ impl Store {
             .on_conflict(OnConflict::column(tombstone::Column::SessionId).do_nothing().to_owned())
             .exec_without_returning(&tx)
             .await?;
-        index::erase::in_txn(&tx, id, segment.is_some()).await?;
+        index::erase::in_txn(&tx, id).await?;
         if let Some(segment) = segment {
             make_stale(&tx, segment).await?;
         }

@@ -9,6 +9,7 @@ use sea_orm::{ConnectionTrait as _, FromQueryResult, Statement};
 use super::Store;
 use crate::{
     error::Result,
+    failpoint,
     model::RetentionPolicy,
     store::{
         connect::SQLITE_BUSY_TIMEOUT,
@@ -20,11 +21,28 @@ use crate::{
 /// Users that are looked at between two statements.
 const USERS_A_STEP: usize = 500;
 
+/// Facets, and days of facets, that are looked at by one transaction.
+const FACETS_A_STEP: u32 = 2_000;
+
 /// Pages of the file that are given back by one transaction: 4 MiB.
 const PAGES_A_STEP: u32 = 1_024;
 
 /// How long the id of an erased session is kept at the least.
 const TOMBSTONE_AT_LEAST: TimeDelta = TimeDelta::days(1);
+
+/// What is swept by a step.
+#[derive(Clone, Copy)]
+enum Sweep {
+    /// Days on which no session has a facet.
+    Days,
+    /// Facets with a greater number.
+    Facets { after: i64 },
+}
+
+#[derive(FromQueryResult)]
+struct Step {
+    last: Option<i64>,
+}
 
 impl Store {
     /// Removes users who have no sessions any more, and had none lately.
@@ -81,31 +99,72 @@ impl Store {
         Ok(self.read.query_one_raw(Statement::from_string(self.backend, sql)).await?.is_some())
     }
 
-    /// Removes facets that are in no session, and what the roll-up says of none. Indexers wait meanwhile, and see before they
-    /// write that a facet has gone which they remember.
+    /// Removes what the roll-up says of no session, and facets that are in no session. In steps, each a transaction of its own:
+    /// whoever else writes waits for a moment only. Indexers wait meanwhile, and see before they write that a facet has gone
+    /// which they remember.
     async fn facets_sweep(&self) -> Result<()> {
+        while self.sweep_step(Sweep::Days).await?.is_some() {}
+        let mut after = 0;
+        while let Some(last) = self.sweep_step(Sweep::Facets { after }).await? {
+            after = last;
+            failpoint::reach("facets swept for a step");
+        }
+        Ok(())
+    }
+
+    async fn sweep_step(&self, sweep: Sweep) -> Result<Option<i64>> {
         let mut attempts = Attempts::default();
         loop {
-            match self.facets_sweep_once().await {
-                Ok(()) => return Ok(()),
+            match self.sweep_step_once(sweep).await {
+                Ok(last) => return Ok(last),
                 Err(failure) => attempts.again_after(failure).await?,
             }
         }
     }
 
-    async fn facets_sweep_once(&self) -> Result<(), Failure> {
+    /// Gives where the next step begins. None where there is nothing left.
+    async fn sweep_step_once(&self, sweep: Sweep) -> Result<Option<i64>, Failure> {
         let tx = self.begin_long().await?;
-        // Each database has one of the two that it does not carry out row by row.
-        let is_loose = if self.is_postgres() {
+        if self.is_postgres() {
             tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({FACETS_LOCK})")).await?;
-            "NOT EXISTS (SELECT 1 FROM facet_days WHERE facet_id = facets.id)"
-        } else {
-            "id NOT IN (SELECT facet_id FROM facet_days)"
+        }
+        let next = match sweep {
+            Sweep::Days => {
+                // Uses `facet_days_empty`.
+                let empty = format!(
+                    "DELETE FROM facet_days WHERE session_count <= 0 AND (day, facet_id) IN ( \
+                         SELECT day, facet_id FROM facet_days WHERE session_count <= 0 LIMIT {FACETS_A_STEP})"
+                );
+                let gone = tx.execute_unprepared(&empty).await?.rows_affected();
+                (gone > 0).then_some(0)
+            }
+            Sweep::Facets { after } => {
+                let step = format!(
+                    "SELECT CAST(max(id) AS bigint) AS last FROM ( \
+                         SELECT id FROM facets WHERE id > $1 ORDER BY id LIMIT {FACETS_A_STEP}) AS step"
+                );
+                let step = Statement::from_sql_and_values(self.backend, step, [after.into()]);
+                let last = Step::find_by_statement(step).one(&tx).await?.and_then(|step| step.last);
+                if let Some(last) = last {
+                    let sql = format!("DELETE FROM facets WHERE id > $1 AND id <= $2 AND {}", self.is_loose());
+                    let values = [after.into(), last.into()];
+                    tx.execute_raw(Statement::from_sql_and_values(self.backend, sql, values)).await?;
+                }
+                last
+            }
         };
-        tx.execute_unprepared("DELETE FROM facet_days WHERE session_count <= 0").await?;
-        tx.execute_unprepared(&format!("DELETE FROM facets WHERE {is_loose}")).await?;
         tx.commit().await?;
-        Ok(())
+        Ok(next)
+    }
+
+    /// Whether a facet is in no session: on PostgreSQL the roll-up knows without a look into each partition (and has an index
+    /// for it), on SQLite the sessions' facets are in the order of facets.
+    fn is_loose(&self) -> &'static str {
+        if self.is_postgres() {
+            "NOT EXISTS (SELECT 1 FROM facet_days WHERE facet_days.facet_id = facets.id)"
+        } else {
+            "NOT EXISTS (SELECT 1 FROM session_facets WHERE session_facets.facet_id = facets.id)"
+        }
     }
 
     /// Gives pages that hold nothing back to the file system. PostgreSQL does so by itself when a table is dropped.

@@ -103,6 +103,12 @@ impl Process {
         self.child = self.command.spawn().unwrap();
     }
 
+    /// Starts it again to die at this place, which may be before it serves.
+    pub fn begin_again_to_die_at(&mut self, place: &str) {
+        self.command.env("REEL_DIE_AT", place);
+        self.begin_again();
+    }
+
     /// Starts it again, to die where it gets to this place (`failpoint::reach`), or nowhere.
     pub async fn start_again_to_die_at(&mut self, place: Option<&str>) {
         self.command.env_remove("REEL_DIE_AT").envs(place.map(|place| ("REEL_DIE_AT", place)));

@@ -4,12 +4,17 @@ use reel::proto::{DeleteSessionRequest, DeleteUserRequest, SessionStart};
 
 use super::{keep_days, listed, midnight, record_day};
 use crate::{
+    crash::process::Process,
     exact::wait_until_indexed,
-    harness::{Backend, Reel, TestDatabase, action, batch, session_id, start, user},
+    harness::{Backend, NOON_MS, Reel, TestDatabase, action, batch, clicks, eventually, session_id, start, user},
     on_both_databases,
 };
 
-on_both_databases!(what_went_is_nowhere_any_more);
+on_both_databases!(
+    what_went_is_nowhere_any_more,
+    the_facets_of_a_session_are_found_by_the_session_alone,
+    facets_are_swept_in_steps_each_a_commit_of_its_own,
+);
 
 /// Every text of every table, or the bytes of the file.
 pub async fn everything(database: &TestDatabase) -> String {
@@ -68,4 +73,51 @@ async fn what_went_is_nowhere_any_more(backend: Backend) {
     }
     assert_eq!(listed(&reel).await.len(), kept.len());
     reel.stop().await;
+}
+
+/// Records two sessions that are in the index, and gives their ids.
+async fn two_indexed_sessions(reel: &Reel, database: &TestDatabase) -> [String; 2] {
+    let ids = [0, 1].map(|number| session_id(NOON_MS + number));
+    for id in &ids {
+        reel.record(vec![start(id, SessionStart::default()), batch("", "", 1, clicks(0..300))]).await.unwrap();
+    }
+    wait_until_indexed(database).await;
+    ids
+}
+
+async fn the_facets_of_a_session_are_found_by_the_session_alone(backend: Backend) {
+    let (reel, database) = Reel::start(backend).await;
+    let ids = two_indexed_sessions(&reel, &database).await;
+    reel.stop().await;
+    let facets = async || database.number("SELECT count(*) FROM session_facets").await;
+    assert_eq!(facets().await, 600);
+    // Nobody indexes them again without their actions.
+    let reel = Reel::start_on(&database, &["--indexer", "off"]).await;
+    database.execute("DELETE FROM actions").await;
+    let request = DeleteSessionRequest { session_id: ids[0].clone() };
+    reel.sessions().delete_session(request).await.unwrap();
+    assert_eq!(facets().await, 300);
+    assert_eq!(database.number("SELECT CAST(sum(session_count) AS bigint) FROM facet_days").await, 300);
+    database.execute("DELETE FROM sessions").await;
+    assert_eq!(facets().await, 0);
+    assert_eq!(database.number("SELECT CAST(sum(session_count) AS bigint) FROM facet_days").await, 0);
+    reel.stop().await;
+}
+
+async fn facets_are_swept_in_steps_each_a_commit_of_its_own(backend: Backend) {
+    let database = TestDatabase::new(backend).await;
+    let mut process = Process::serve(&database.url, &[]).await;
+    process.kill().await;
+    let numbers = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 5000)";
+    database
+        .execute(&format!("{numbers} INSERT INTO facets (type, target) SELECT 'click', 'loose ' || n FROM c"))
+        .await;
+    let left = async || database.number("SELECT count(*) FROM facets").await;
+    assert_eq!(left().await, 5_000);
+    process.begin_again_to_die_at("facets swept for a step");
+    assert_eq!(process.exited().await.code(), None, "it died");
+    let after_a_step = left().await;
+    assert!((1..5_000).contains(&after_a_step), "{after_a_step}");
+    process.start_again_to_die_at(None).await;
+    eventually("all are swept", async || left().await == 0).await;
 }
