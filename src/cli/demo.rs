@@ -142,7 +142,7 @@ async fn show(address: SocketAddr, once: bool) -> Result<(), Failure> {
     let service = Service::new(&client)?;
     until_serving(service.channel.clone()).await?;
     let sending = Sending { max_batch_actions: 500, end_sessions: true };
-    let Imported { tally, sessions, failure } =
+    let Imported { tally, sessions, failure, .. } =
         send(&service, Recording::embedded("demo", RECORDING), sending, &ProgressBar::hidden()).await;
     if let Some(failure) = failure {
         return Err(format!("the recording could not be stored: {failure}").into());

@@ -1,8 +1,11 @@
 //! `reel import`: sends recordings to a running service, through the API that everybody else uses.
 
 pub(super) mod batches;
+mod earlier;
 pub(super) mod entry;
+mod identity;
 pub(super) mod recording;
+mod stored;
 pub(super) mod tally;
 mod upload;
 
@@ -19,7 +22,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::{
     batches::{Batches, ImportedSession},
+    earlier::earlier_session,
+    identity::Identity,
     recording::Recording,
+    stored::Conflict,
     tally::{Tally, counted},
     upload::Upload,
 };
@@ -52,7 +58,9 @@ FORMATS, told apart by content; the first two may be compressed with gzip:
   Parquet: what `reel export` writes, and the segments of an archive.
 
 The same recording always becomes the same sessions: importing it again stores nothing twice, and goes on where an
-earlier import was broken off. What `reel play` prints can be imported.")]
+earlier import was broken off. Nothing is added to a session of which other actions are stored. An rrweb recording is
+known by all of its events; it is read to its end first, and stored only if all of it can be read. What `reel play`
+prints can be imported.")]
 pub(super) struct ImportArgs {
     /// Recordings; - is the standard input
     #[arg(required = true, value_name = "FILE")]
@@ -86,6 +94,8 @@ pub(super) struct Imported {
     pub(super) tally: Tally,
     /// The sessions that were read.
     pub(super) sessions: Vec<ImportedSession>,
+    /// Those that were given up, because something else is stored of them.
+    pub(super) conflicts: Vec<Conflict>,
     /// Why it was not imported to its end, if so.
     pub(super) failure: Option<Failure>,
 }
@@ -100,12 +110,19 @@ pub(super) async fn import(args: ImportArgs) -> Result<(), Failure> {
         let progress = progress_bar();
         let recording = Recording::open(file, &progress)?;
         let label = recording.label.clone();
-        let imported = send(&service, recording, sending, &progress).await;
+        let (recording, identity) = identify(recording, progress.clone()).await?;
+        let imported = match identity {
+            Some(identity) => send_rrweb(&service, &recording, identity, sending, &progress).await?,
+            None => send(&service, recording, sending, &progress).await,
+        };
         progress.finish_and_clear();
         // Whoever closes standard output does not want it: that is no failure of the import.
         let _ = summarize(&mut io::stdout(), &label, &imported, args.list);
         for line in imported.tally.rejections(&imported.sessions) {
             eprintln!("{line}");
+        }
+        for conflict in &imported.conflicts {
+            eprintln!("{label}: {}", given_up(conflict, &imported.sessions));
         }
         if let Some(failure) = imported.failure {
             return Err(failure);
@@ -120,7 +137,7 @@ pub(super) async fn import(args: ImportArgs) -> Result<(), Failure> {
 
 /// Says what became of a recording.
 fn summarize(output: &mut impl Write, label: &str, imported: &Imported, list: bool) -> io::Result<()> {
-    let Imported { tally, sessions, failure } = imported;
+    let Imported { tally, sessions, failure, .. } = imported;
     match failure {
         None => writeln!(output, "{label}: {}, {tally}", counted(sessions.len() as u64, "session"))?,
         Some(_) if tally.action_count() > 0 => writeln!(output, "{label}: broken off after {tally}")?,
@@ -132,6 +149,44 @@ fn summarize(output: &mut impl Write, label: &str, imported: &Imported, list: bo
         }
     }
     Ok(())
+}
+
+/// Says why nothing more was added to a session.
+fn given_up(conflict: &Conflict, sessions: &[ImportedSession]) -> String {
+    let Conflict { session_id, source, seq } = conflict;
+    let name = sessions.iter().find(|session| session.id.to_string() == *session_id);
+    let name = name.map_or("", |session| &session.name);
+    format!(
+        "session {session_id} ({name}) is another: seq {seq} of source {source} is not what is stored, so nothing was added"
+    )
+}
+
+/// Finds out what an rrweb recording is known by. None for others.
+async fn identify(recording: Recording, progress: ProgressBar) -> Result<(Recording, Option<Identity>), Failure> {
+    let (done, identified) = oneshot::channel();
+    // Not a task of the runtime's, for the reason that `send` gives.
+    thread::spawn(move || {
+        let _ = done.send(recording.identify(&progress));
+    });
+    identified.await.unwrap_or_else(|_| Err("reading stopped".into()))
+}
+
+/// Sends an rrweb recording: as the session that an earlier version made of it, if it did, and else as its own.
+async fn send_rrweb(
+    service: &Service,
+    recording: &Recording,
+    identity: Identity,
+    sending: Sending,
+    progress: &ProgressBar,
+) -> Result<Imported, Failure> {
+    if let Some(id) = earlier_session(service, recording, identity, progress).await? {
+        let imported = send(service, recording.again(id)?, sending, progress).await;
+        if imported.conflicts.is_empty() {
+            return Ok(imported);
+        }
+        // It is another recording's that begins with the same event, and nothing was added to it.
+    }
+    Ok(send(service, recording.again(identity.id)?, sending, progress).await)
 }
 
 /// Sends a recording. What was stored before a failure stays stored.
@@ -157,14 +212,17 @@ pub(super) async fn send(
         progress.set_message(format!("{} actions, {}/s", HumanCount(count), HumanCount(per_second)));
     };
     let tell = |trouble: &str| progress.suspend(|| eprintln!("reel: {trouble}"));
-    let sent = Upload::new(service, outgoing).run(take, tell).await;
-    if let Err(failure) = sent {
-        return Imported { tally, sessions: Vec::new(), failure: Some(failure) };
-    }
-    match read.await {
-        Ok((sessions, failure)) => Imported { tally, sessions, failure },
-        Err(_) => Imported { tally, sessions: Vec::new(), failure: Some("reading stopped".into()) },
-    }
+    let conflicts = match Upload::new(service, outgoing).run(take, tell).await {
+        Ok(conflicts) => conflicts,
+        Err(failure) => {
+            return Imported { tally, sessions: Vec::new(), conflicts: Vec::new(), failure: Some(failure) };
+        }
+    };
+    let (sessions, failure) = match read.await {
+        Ok(read) => read,
+        Err(_) => (Vec::new(), Some("reading stopped".into())),
+    };
+    Imported { tally, sessions, conflicts, failure }
 }
 
 /// Reads a recording and makes the messages of its upload. Gives its sessions, and why it was not read to its end, if so.

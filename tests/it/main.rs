@@ -24,6 +24,7 @@ mod durability;
 mod exact;
 mod export;
 mod faults;
+mod import;
 mod interop;
 mod lifecycle;
 mod memory;

@@ -7,10 +7,10 @@ use std::{
 };
 
 use prost::Message as _;
-use sha2::{Digest as _, Sha256};
 
 use super::{
     entry::{About, Entry},
+    identity::Minting,
     recording::Place,
 };
 use crate::{
@@ -152,7 +152,9 @@ impl Batches {
         }
         let name: Arc<str> = Arc::from(&*entry.session);
         let brought = name.parse::<SessionId>().ok();
-        let id = match (brought, &entry.action) {
+        // What a file is called is no id, even where it looks like one.
+        let brought = if entry.id.is_some() { None } else { brought };
+        let id = match (entry.id.or(brought), &entry.action) {
             (Some(id), _) => id,
             (None, Some((micros, _))) => mint(entry, *micros),
             (None, None) => {
@@ -265,20 +267,10 @@ impl Session {
     }
 }
 
-/// Makes the id of an entry's session from what stays the same when the recording is imported again: its start, and its name
-/// and user, or its origin.
+/// Makes the id of an entry's session from what stays the same when the recording is imported again: its start, name and user.
 fn mint(entry: &Entry<'_>, micros: i64) -> SessionId {
     let user = entry.user.as_ref().map_or("", |user| user.id.as_str());
-    let named = [&*entry.session, user];
-    let parts = entry.origin.as_ref().map_or(named.as_slice(), std::slice::from_ref);
-    let mut hash = Sha256::new();
-    for part in ["reel import"].iter().chain(parts) {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    let mut random = [0; 10];
-    random.iter_mut().zip(hash.finalize()).for_each(|(byte, digit)| *byte = digit);
-    SessionId::from_parts(time::time(micros), random)
+    Minting::new("reel import").part(&entry.session).part(user).finish(micros)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use crate::{
     archive::TableRow,
     cli::time,
-    model::DEFAULT_SOURCE,
+    model::{DEFAULT_SOURCE, SessionId},
     proto::{Action, User},
 };
 
@@ -19,8 +19,8 @@ const RRWEB_TYPE: &str = "rrweb";
 pub(in crate::cli) struct Entry<'a> {
     /// The session's id or name.
     pub(in crate::cli) session: Cow<'a, str>,
-    /// What tells the session from others of the same start, where that is not its name.
-    pub(in crate::cli) origin: Option<&'a str>,
+    /// The session's id, where it is not made of its start, name and user.
+    pub(in crate::cli) id: Option<SessionId>,
     /// Whoever the session belongs to, where this line says so.
     pub(in crate::cli) user: Option<User>,
     /// What else this line says of the session, if it does.
@@ -126,7 +126,7 @@ impl<'a> Entry<'a> {
         });
         let source = line.source.filter(|source| !source.is_empty()).unwrap_or(Cow::Borrowed(DEFAULT_SOURCE));
         let user = user.filter(|user| !user.id.is_empty());
-        Ok(Self { session: line.session, origin: None, user, about, source, seq: line.seq, action })
+        Ok(Self { session: line.session, id: None, user, about, source, seq: line.seq, action })
     }
 
     /// Takes a row of a table. Says for people what is wrong with it.
@@ -166,11 +166,15 @@ impl<'a> Entry<'a> {
         };
         let source = row.source.filter(|source| !source.is_empty());
         let source = source.map_or(Cow::Borrowed(DEFAULT_SOURCE), Cow::Owned);
-        Ok(Entry { session: Cow::Owned(row.session), origin: None, user, about, source, seq: row.seq, action })
+        Ok(Entry { session: Cow::Owned(row.session), id: None, user, about, source, seq: row.seq, action })
     }
 
-    /// Takes an rrweb event of the session of this name, whose first event is `first`. Says for people what is wrong with it.
-    pub(in crate::cli) fn from_rrweb(session: &'a str, first: &'a str, event: &RawValue) -> Result<Self, String> {
+    /// Takes an rrweb event of the session of this name and id. Says for people what is wrong with it.
+    pub(in crate::cli) fn from_rrweb(
+        session: &'a str,
+        id: Option<SessionId>,
+        event: &RawValue,
+    ) -> Result<Self, String> {
         #[derive(Deserialize)]
         #[serde(expecting = "an rrweb event, as a JSON object")]
         struct Event<'a> {
@@ -181,7 +185,7 @@ impl<'a> Entry<'a> {
         let micros = micros(timestamp)?;
         Ok(Self {
             session: Cow::Borrowed(session),
-            origin: Some(first),
+            id,
             user: None,
             about: None,
             source: Cow::Borrowed(DEFAULT_SOURCE),

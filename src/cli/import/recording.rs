@@ -3,7 +3,7 @@
 use std::{
     fmt,
     fs::File,
-    io::{self, BufRead, BufReader, Cursor, Read, Seek as _},
+    io::{self, BufRead, BufReader, Cursor, Read, Seek as _, Write as _},
     path::Path,
 };
 
@@ -12,8 +12,11 @@ use indicatif::ProgressBar;
 use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::entry::Entry;
-use crate::{archive::read_table, cli::Failure};
+use super::{
+    entry::Entry,
+    identity::{Identifying, Identity},
+};
+use crate::{archive::read_table, cli::Failure, model::SessionId};
 
 /// The first bytes of every gzip file (RFC 1952 §2.3.1).
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
@@ -24,6 +27,9 @@ const PARQUET_MAGIC: [u8; 4] = *b"PAR1";
 /// The longest line taken. No action may be this large, so a longer one is another kind of file.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
+/// The first byte that is not blank of an rrweb recording.
+const RRWEB_BEGINS: u8 = b'[';
+
 /// Extensions that do not belong to the name of an rrweb recording's session.
 const EXTENSIONS: [&str; 3] = [".gz", ".json", ".rrweb"];
 
@@ -32,13 +38,17 @@ pub(in crate::cli) struct Recording {
     /// What it is called when people are told of it.
     pub(in crate::cli) label: String,
     /// The session's name, where the recording itself has none.
-    session: String,
+    pub(super) session: String,
+    /// The session's id, where the recording itself has neither id nor name.
+    id: Option<SessionId>,
     contents: Contents,
 }
 
 enum Contents {
-    /// Lines or events, maybe compressed.
-    Bytes(Box<dyn Read + Send>),
+    /// Lines or events, maybe compressed, which can be read once.
+    Stream(Box<dyn Read + Send>),
+    /// The same, which can be read again.
+    File(File, ProgressBar),
     /// A Parquet table.
     Table(File, ProgressBar),
 }
@@ -48,8 +58,8 @@ impl Recording {
     pub(super) fn open(path: &Path, progress: &ProgressBar) -> Result<Self, Failure> {
         if path.as_os_str() == "-" {
             let label = "standard input".to_owned();
-            let contents = Contents::Bytes(Box::new(progress.wrap_read(io::stdin())));
-            return Ok(Self { session: label.clone(), label, contents });
+            let contents = Contents::Stream(Box::new(progress.wrap_read(io::stdin())));
+            return Ok(Self { session: label.clone(), label, id: None, contents });
         }
         let label = path.display().to_string();
         let mut file = File::open(path).map_err(|error| format!("cannot open {label}: {error}"))?;
@@ -57,33 +67,77 @@ impl Recording {
         // A pipe has no length.
         progress.set_length(metadata.len());
         let session = session_name(&path.file_name().unwrap_or_default().to_string_lossy());
-        let is_table = metadata.is_file() && begins_as_table(&mut file);
-        let contents = if is_table {
+        let contents = if !metadata.is_file() {
+            Contents::Stream(Box::new(progress.wrap_read(file)))
+        } else if begins_as_table(&mut file) {
             Contents::Table(file, progress.clone())
         } else {
-            Contents::Bytes(Box::new(progress.wrap_read(file)))
+            Contents::File(file, progress.clone())
         };
-        Ok(Self { label, session, contents })
+        Ok(Self { label, session, id: None, contents })
     }
 
     /// A recording that is a part of the program.
     pub(in crate::cli) fn embedded(label: &str, bytes: &'static [u8]) -> Self {
-        Self { label: label.to_owned(), session: label.to_owned(), contents: Contents::Bytes(Box::new(bytes)) }
+        let contents = Contents::Stream(Box::new(bytes));
+        Self { label: label.to_owned(), session: label.to_owned(), id: None, contents }
+    }
+
+    /// Reads an rrweb recording to its end and says what it is known by. None for other recordings. What can be read only once
+    /// is kept in a temporary file, so that either can be read afterwards.
+    pub(super) fn identify(self, progress: &ProgressBar) -> Result<(Self, Option<Identity>), Failure> {
+        let Self { label, session, id, contents } = self;
+        let unreadable = |error: io::Error| Failure::from(format!("cannot read {label}: {error}"));
+        let (contents, identity) = match contents {
+            Contents::Table(..) => (contents, None),
+            Contents::File(mut file, bar) => {
+                let identity = identify(bar.wrap_read(&file), &label)?;
+                file.rewind().map_err(unreadable)?;
+                bar.set_position(0);
+                (Contents::File(file, bar), identity)
+            }
+            Contents::Stream(mut stream) => {
+                let mut copy = tempfile::tempfile().map_err(|error| format!("no temporary file: {error}"))?;
+                let identity = identify(Tee { from: &mut stream, copy: &mut copy }, &label)?;
+                copy.rewind().map_err(unreadable)?;
+                let contents = match identity {
+                    Some(_) => Contents::File(copy, progress.clone()),
+                    None => Contents::Stream(Box::new(copy.chain(stream))),
+                };
+                (contents, identity)
+            }
+        };
+        Ok((Self { label, session, id, contents }, identity))
+    }
+
+    /// The same recording once more, as the session of this id. Only what was identified can be read again, one reading after
+    /// the other.
+    pub(super) fn again(&self, id: SessionId) -> Result<Self, Failure> {
+        let unreadable = |error: io::Error| Failure::from(format!("cannot read {} again: {error}", self.label));
+        let Contents::File(file, progress) = &self.contents else {
+            return Err(format!("{} cannot be read again", self.label).into());
+        };
+        let mut file = file.try_clone().map_err(unreadable)?;
+        file.rewind().map_err(unreadable)?;
+        progress.set_position(0);
+        let contents = Contents::File(file, progress.clone());
+        Ok(Self { label: self.label.clone(), session: self.session.clone(), id: Some(id), contents })
     }
 
     /// Reads all of it and gives each entry with its place to `take`. Fails where the recording or `take` does, which then
     /// has been given everything before.
     pub(in crate::cli) fn read(self, take: &mut Take<'_>) -> Result<(), Failure> {
-        let Self { label, session, contents } = self;
-        let bytes = match contents {
-            Contents::Bytes(bytes) => bytes,
+        let Self { label, session, id, contents } = self;
+        let bytes: Box<dyn Read> = match contents {
+            Contents::Stream(bytes) => bytes,
+            Contents::File(file, progress) => Box::new(progress.wrap_read(file)),
             Contents::Table(file, progress) => return read_rows(file, &label, &progress, take),
         };
         let unreadable = |error: io::Error| Failure::from(format!("cannot read {label}: {error}"));
         let mut reader = decompress(bytes).map_err(unreadable)?;
         let (lines_before, first) = skip_blank(&mut reader).map_err(unreadable)?;
-        if first == Some(b'[') {
-            read_rrweb(reader, &label, &session, take)
+        if first == Some(RRWEB_BEGINS) {
+            read_rrweb(reader, &label, (&session, id), take)
         } else {
             read_lines(reader, &label, lines_before, take)
         }
@@ -123,7 +177,39 @@ fn session_name(file: &str) -> String {
     if name.is_empty() { file.to_owned() } else { name.to_owned() }
 }
 
-fn decompress(mut bytes: Box<dyn Read + Send>) -> io::Result<Box<dyn BufRead>> {
+/// Reads to the end if these are rrweb events, and else only so far as to see that they are not.
+fn identify(bytes: impl Read, label: &str) -> Result<Option<Identity>, Failure> {
+    let unreadable = |error: io::Error| Failure::from(format!("cannot read {label}: {error}"));
+    let mut reader = decompress(bytes).map_err(unreadable)?;
+    let (_, first) = skip_blank(&mut reader).map_err(unreadable)?;
+    if first != Some(RRWEB_BEGINS) {
+        return Ok(None);
+    }
+    let mut identifying = Identifying::new();
+    read_rrweb(reader, label, ("", None), &mut |entry, _| {
+        if let Some((micros, event)) = entry.action {
+            identifying.take(&event.data, micros);
+        }
+        Ok(())
+    })?;
+    Ok(identifying.finish())
+}
+
+/// Reads, and keeps a copy of what was read.
+struct Tee<'a> {
+    from: &'a mut dyn Read,
+    copy: &'a mut File,
+}
+
+impl Read for Tee<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.from.read(buffer)?;
+        self.copy.write_all(buffer.get(..length).unwrap_or_default())?;
+        Ok(length)
+    }
+}
+
+fn decompress<'a>(mut bytes: impl Read + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
     let mut head = Vec::new();
     (&mut bytes).take(2).read_to_end(&mut head)?;
     let is_gzip = head == GZIP_MAGIC;
@@ -132,7 +218,7 @@ fn decompress(mut bytes: Box<dyn Read + Send>) -> io::Result<Box<dyn BufRead>> {
 }
 
 /// Goes on to the first byte that is not blank. Returns it, and the number of lines before it.
-fn skip_blank(reader: &mut dyn BufRead) -> io::Result<(u64, Option<u8>)> {
+fn skip_blank(reader: &mut impl BufRead) -> io::Result<(u64, Option<u8>)> {
     let mut lines = 0;
     loop {
         let Some(&byte) = reader.fill_buf()?.first() else { return Ok((lines, None)) };
@@ -183,7 +269,13 @@ fn read_rows(file: File, label: &str, progress: &ProgressBar, take: &mut Take<'_
     read.map_err(|error| if number == 0 { format!("{label}: {error}").into() } else { error })
 }
 
-fn read_rrweb(reader: impl BufRead, label: &str, session: &str, take: &mut Take<'_>) -> Result<(), Failure> {
+/// `session` is the name and id of the session.
+fn read_rrweb(
+    reader: impl BufRead,
+    label: &str,
+    session: (&str, Option<SessionId>),
+    take: &mut Take<'_>,
+) -> Result<(), Failure> {
     let mut failure = None;
     let mut deserializer = serde_json::Deserializer::from_reader(reader);
     let events = RrwebEvents { label, session, take, failure: &mut failure };
@@ -198,7 +290,7 @@ fn read_rrweb(reader: impl BufRead, label: &str, session: &str, take: &mut Take<
 /// Goes through the array, one event in memory at a time.
 struct RrwebEvents<'a, 't> {
     label: &'a str,
-    session: &'a str,
+    session: (&'a str, Option<SessionId>),
     take: &'a mut Take<'t>,
     /// Why `take` failed: serde's own errors carry no others.
     failure: &'a mut Option<Failure>,
@@ -220,13 +312,12 @@ impl<'de> Visitor<'de> for RrwebEvents<'_, '_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut events: A) -> Result<(), A::Error> {
-        let mut first: Option<Box<RawValue>> = None;
+        let (session, id) = self.session;
         let mut number = 0;
         while let Some(event) = events.next_element::<Box<RawValue>>()? {
             number += 1;
             let place = Place::Event(self.label, number);
-            let origin = first.get_or_insert_with(|| event.clone());
-            let taken = match Entry::from_rrweb(self.session, origin.get(), &event) {
+            let taken = match Entry::from_rrweb(session, id, &event) {
                 Ok(entry) => (self.take)(entry, &place),
                 Err(fault) => Err(format!("{place}: {fault}").into()),
             };
@@ -251,7 +342,8 @@ mod tests {
         let recording = Recording {
             label: "file".to_owned(),
             session: "name".to_owned(),
-            contents: Contents::Bytes(Box::new(Cursor::new(bytes.to_vec()))),
+            id: None,
+            contents: Contents::Stream(Box::new(Cursor::new(bytes.to_vec()))),
         };
         let mut seen = Vec::new();
         let outcome = recording.read(&mut |entry, place| {
