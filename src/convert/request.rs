@@ -201,8 +201,8 @@ pub fn parse_list_sessions(request: proto::ListSessionsRequest) -> Result<(Sessi
         Proto::LastActionTime => SessionOrder::LastActionTime,
     };
     let (ascending, count_total) = (request.ascending, request.count_total);
+    let scope = Scope::of_sessions(&request);
     let filter = parse_session_filter(request.filter)?;
-    let scope = Scope::new("sessions", &(&filter, order, ascending, count_total));
     let after = PageToken::parse(&request.page_token, &scope, |place| parse_place(&place))?;
     Ok((SessionSearch { filter, order, ascending, after, limit: one_more(size), count_total }, size, scope))
 }
@@ -227,13 +227,13 @@ pub fn place_to_text(place: SessionPlace) -> String {
 /// are bound to.
 pub fn parse_list_actions(request: proto::ListActionsRequest) -> Result<(ActionSearch, u64, Scope)> {
     let size = page_size(request.page_size)?;
+    let scope = Scope::of_actions(&request);
     let filter = parse_session_filter(request.filter)?;
     let action = parse_action_match("match", request.r#match)?.unwrap_or_default();
     if !action.names_facets() && !filter.has_time_range() {
         let description = "give a type or a target, or both filter.started_after and filter.started_before";
         return Err(Error::invalid("match", description));
     }
-    let scope = Scope::new("actions", &(&filter, &action));
     let after = PageToken::parse(&request.page_token, &scope, |place| parse_action_place(&place))?;
     Ok((ActionSearch { filter, action, after, limit: one_more(size) }, size, scope))
 }
@@ -289,18 +289,6 @@ pub fn page_size(asked: i32) -> Result<u64> {
         Ok(0) => Ok(DEFAULT_PAGE_SIZE),
         Ok(size) => Ok(size.min(MAX_PAGE_SIZE)),
         Err(_) => Err(Error::invalid("page_size", "must not be negative")),
-    }
-}
-
-impl PageToken {
-    /// Where the page begins, by the request's token; None for the first page. `place` takes what was sealed: the seal
-    /// keeps accidents out, and whoever reads this crate can make one.
-    pub fn parse<T>(token: &str, scope: &Scope, place: impl FnOnce(String) -> Option<T>) -> Result<Option<T>> {
-        if token.is_empty() {
-            return Ok(None);
-        }
-        let invalid = || Error::invalid("page_token", "not a token of this list with these other fields");
-        Self::open(token, scope).and_then(place).map(Some).ok_or_else(invalid)
     }
 }
 

@@ -33,10 +33,10 @@ impl UserService for Services {
 
     async fn list_users(&self, request: Request<ListUsersRequest>) -> Result<Response<ListUsersResponse>, Status> {
         let request = request.into_inner();
+        let scope = Scope::of_users(&request);
         let email = parse_user_email("email", &request.email)?;
         let email = (!email.is_empty()).then_some(email);
         let size = page_size(request.page_size)?;
-        let scope = Scope::new("users", &email);
         let after = PageToken::parse(&request.page_token, &scope, |id| parse_user_id("page_token", id).ok())?;
 
         let listed = |store: crate::store::Store| async move {

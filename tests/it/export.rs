@@ -10,7 +10,11 @@ use crate::{
     on_both_databases,
 };
 
-on_both_databases!(what_is_exported_is_imported_as_the_same, a_search_is_exported_and_nothing_else);
+on_both_databases!(
+    what_is_exported_is_imported_as_the_same,
+    a_search_is_exported_and_nothing_else,
+    more_sessions_than_a_page_has_are_exported,
+);
 
 /// Sessions of every kind there is.
 async fn record(reel: &Reel) -> Vec<String> {
@@ -115,6 +119,18 @@ async fn what_is_exported_is_imported_as_the_same(backend: Backend) {
         assert_eq!(all_of(&other, &ids).await, before, "{file}");
         other.stop().await;
     }
+}
+
+async fn more_sessions_than_a_page_has_are_exported(backend: Backend) {
+    let (reel, _database) = Reel::start(backend).await;
+    let ids: Vec<_> = (0..201).map(|number| session_id(NOON_MS + number)).collect();
+    let starts = ids.iter().map(|id| start(id, SessionStart::default()));
+    reel.record(starts.collect()).await.unwrap();
+    let lines = succeed(&reel, &["export"]).await;
+    let mut exported: Vec<_> = lines.lines().map(|line| &line[12..48]).collect();
+    exported.sort_unstable();
+    assert_eq!(exported, ids);
+    reel.stop().await;
 }
 
 async fn a_search_is_exported_and_nothing_else(backend: Backend) {

@@ -2,7 +2,6 @@
 
 use reel::{
     convert::{PageToken, Scope},
-    model,
     proto::{
         DeleteSessionRequest, DeleteUserRequest, GetErasureRequest, GetIngestCursorRequest, GetSessionRequest,
         GetUserRequest, ListSessionsRequest, ListUsersRequest, SessionFilter, UpdateSessionRequest, UpsertUserRequest,
@@ -158,8 +157,7 @@ fn session_lists(table: &mut Table, world: &World) {
     table.row("a page token", page(&world.session_token, ""), ACCEPTED);
     table.row("a page token of another filter", page(&world.session_token, "ada"), invalid("page_token"));
     table.row("a page token of another list", page(&world.user_token, ""), invalid("page_token"));
-    let scope =
-        Scope::new("sessions", &(&model::SessionFilter::default(), model::SessionOrder::StartTime, false, false));
+    let scope = Scope::of_sessions(&ListSessionsRequest::default());
     for (name, token) in forged_tokens(&world.session_token, &scope) {
         table.row(format!("page token: {name}"), page(&token, ""), invalid("page_token"));
     }
@@ -230,7 +228,7 @@ fn user_lists(table: &mut Table, world: &World) {
     table.row("a page token", list(&world.user_token, ""), ACCEPTED);
     table.row("a page token of another filter", list(&world.user_token, "a@example.com"), invalid("page_token"));
     table.row("a page token of another list", list(&world.session_token, ""), invalid("page_token"));
-    for (name, token) in forged_tokens(&world.user_token, &Scope::new("users", &None::<String>)) {
+    for (name, token) in forged_tokens(&world.user_token, &Scope::of_users(&ListUsersRequest::default())) {
         table.row(format!("page token: {name}"), list(&token, ""), invalid("page_token"));
     }
 }
