@@ -2,10 +2,13 @@
 //!
 //! What is not replaced keeps its bytes. The walk goes over JSON that was checked before, once, without recursion.
 
+mod text;
+
 use std::{borrow::Cow, collections::HashSet, str::FromStr};
 
 use regex::Regex;
 
+use self::text::Text;
 use crate::model::{DataPath, DataStep};
 
 /// What stands where a value was.
@@ -147,7 +150,7 @@ impl<'a> Walk<'a> {
                 }
                 (b'"', Some(Open::Names)) => {
                     let name = self.string();
-                    self.trail.push(DataStep::Name(unescape(name)));
+                    self.trail.push(DataStep::Name(Text::read(inner(name)).said));
                     self.expect(Open::Value);
                 }
                 _ => self.value(byte),
@@ -181,9 +184,9 @@ impl<'a> Walk<'a> {
                 self.trail.push(DataStep::Index(0));
             }
             b'"' => {
-                let text = unescape(self.string());
-                if let Some(redacted) = self.rules.text(&text) {
-                    self.replace(from, &serde_json::Value::from(redacted).to_string());
+                let written = inner(self.string());
+                if let Some(redacted) = text::redact(&self.rules.patterns, written) {
+                    self.replace(from, &format!("\"{redacted}\""));
                 }
                 self.ended();
             }
@@ -269,13 +272,9 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// What a string of JSON says. One with a lone surrogate says itself.
-fn unescape(quoted: &str) -> Cow<'_, str> {
-    let inner = quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default();
-    if !inner.contains('\\') {
-        return Cow::Borrowed(inner);
-    }
-    serde_json::from_str(quoted).map_or(Cow::Borrowed(inner), Cow::Owned)
+/// A string of JSON without its quotes.
+fn inner(quoted: &str) -> &str {
+    quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default()
 }
 
 #[cfg(test)]

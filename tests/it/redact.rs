@@ -28,11 +28,17 @@ async fn what_must_not_be_stored_is_replaced_before_it_is(backend: Backend) {
         // It is refused, and says nothing of what it had.
         with(4, "Pay", r#"{"password": "canary-4""#),
         with(5, "Pay", r#"{"a":  [1, 2]}"#),
+        // Only what matches changes, however the rest is written, and however what matches is.
+        with(
+            6,
+            "Pay",
+            r#"["caf\u00e9 \/ canary@example.com \ud83d \u0041", "not canar\u0079\u0040example.com \udfac"]"#,
+        ),
     ];
     let id = session_id(NOON_MS);
     let requests = vec![start(&id, SessionStart::default()), batch(&id, "", 1, sent.clone())];
     let receipt = reel.record(requests).await.unwrap().receipts.remove(0).tracks.remove(0);
-    assert_eq!((receipt.accepted_count, receipt.rejected_count), (4, 1));
+    assert_eq!((receipt.accepted_count, receipt.rejected_count), (5, 1));
     let stored = reel.play_all(&id).await;
     let data: Vec<_> = stored.iter().map(|action| action.data.as_str()).collect();
     assert_eq!(data[0], r#"{ "Password" : "[redacted]", "kept": 1.50 }"#);
@@ -40,9 +46,11 @@ async fn what_must_not_be_stored_is_replaced_before_it_is(backend: Backend) {
     assert_eq!(data[2], r#"["to [redacted]", "number"]"#);
     assert_eq!((data[4], stored[0].target.as_str()), (r#"{"a":  [1, 2]}"#, "Sign in as [redacted]"));
 
+    assert_eq!(data[5], r#"["caf\u00e9 \/ [redacted] \ud83d \u0041", "not [redacted] \udfac"]"#);
+
     // Sent again, it is the same.
     let again = reel.append(&id, "", 1, sent).await.unwrap();
-    assert_eq!((again.duplicate_count, again.accepted_count), (5, 0), "{again:?}");
+    assert_eq!((again.duplicate_count, again.accepted_count), (6, 0), "{again:?}");
     wait_until_indexed(&database).await;
     let target = TargetMatch::Target("Sign in as [redacted]".to_owned());
     let wanted = ActionMatch { target_match: Some(target), ..Default::default() };
