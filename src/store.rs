@@ -34,6 +34,7 @@ mod prepare;
 mod probe;
 mod relay;
 mod retention;
+mod schema;
 mod search;
 mod segment;
 mod session;

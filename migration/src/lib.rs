@@ -2,6 +2,10 @@
 //!
 //! Whoever runs them holds a lock and a transaction (`reel::store` does): they take no lock themselves, and a migration
 //! that fails leaves nothing behind. A migration that has been released is never changed; the next one mends it.
+//!
+//! Versions run beside each other while a service is brought up to date, and may be taken back. So a migration only adds what the
+//! versions before can work with without knowing it; what they need is taken away in a later release, when no version needs it,
+//! and that migration becomes [`OLDEST_USABLE`] or moves it on.
 
 use sea_orm_migration::{MigrationTrait, async_trait};
 pub use sea_orm_migration::{MigratorTrait, prelude};
@@ -13,7 +17,12 @@ mod m20261124_000004_index;
 mod m20261125_000005_retention;
 mod m20261125_000006_archive;
 mod m20261125_000007_erasures;
+mod m20261126_000011_compatibility;
 mod m20261126_000013_erasure_by_session;
+
+/// The oldest migration that a process must know to use the schema with all migrations of this version. The schema says so to
+/// processes of older versions. (0.1.0 knows all up to this one, but does not ask: it refuses whatever it does not know.)
+pub const OLDEST_USABLE: &str = "m20261125_000007_erasures";
 
 /// All migrations, oldest first.
 #[derive(Debug)]
@@ -30,6 +39,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000005_retention::Migration),
             Box::new(m20261125_000006_archive::Migration),
             Box::new(m20261125_000007_erasures::Migration),
+            Box::new(m20261126_000011_compatibility::Migration),
             Box::new(m20261126_000013_erasure_by_session::Migration),
         ]
     }

@@ -4,6 +4,7 @@
 #![allow(unreachable_pub)]
 
 pub(super) mod action;
+pub(super) mod compatibility;
 pub(super) mod erasure;
 pub(super) mod facet;
 pub(super) mod facet_day;

@@ -1,14 +1,9 @@
-//! Makes a database fit for use: checks that what it commits is durable, and brings the schema up to date under a lock,
-//! however many processes start at once.
+//! Makes a database fit for use: checks that what it commits is durable, and has its schema brought up to date.
 
-use migration::{Migrator, MigratorTrait as _};
-use sea_orm::{ConnectionTrait as _, FromQueryResult, Statement};
+use sea_orm::{FromQueryResult, Statement};
 
 use super::{Store, failure::Cause};
 use crate::error::Error;
-
-/// Key of the advisory lock under which schemas are migrated: "reel" in ASCII, and 1.
-const MIGRATION_LOCK: i64 = 0x7265_656c_0000_0001;
 
 /// Why a database cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -24,8 +19,16 @@ pub enum Unfit {
     /// The server turns us away, or the file cannot be opened.
     #[error("the database denies access: check its URL and its rights")]
     Denied,
-    /// The migrations failed, for example because the schema was made by a newer version.
-    #[error("the schema cannot be brought up to date; a newer version of reel may have been here")]
+    /// The schema was made by a newer version, which says that this one cannot use it.
+    #[error(
+        "a newer version of reel has been here, and this one is too old for its schema (it does not know {version})"
+    )]
+    Newer {
+        /// The newest migration that is not known.
+        version: String,
+    },
+    /// The migrations failed.
+    #[error("the schema cannot be brought up to date")]
     Migration,
     /// The database cannot be reached now. It may be later.
     #[error("the database is unavailable")]
@@ -98,19 +101,5 @@ impl Store {
         let statement = Statement::from_string(self.backend, sql);
         let setting = Setting::find_by_statement(statement).one(&self.write).await?;
         Ok(setting.map(|setting| setting.value).unwrap_or_default())
-    }
-
-    /// One transaction holds the lock and the migrations: a process that dies in the middle leaves nothing behind. On SQLite
-    /// the transaction itself is the lock.
-    async fn migrate(&self) -> Result<(), Unfit> {
-        let tx = self.begin().await?;
-        if self.is_postgres() {
-            // Others may be migrating; they may take their time.
-            tx.execute_unprepared("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0").await?;
-            tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")).await?;
-        }
-        Migrator::up(&tx, None).await?;
-        tx.commit().await?;
-        Ok(())
     }
 }

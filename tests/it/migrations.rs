@@ -6,14 +6,15 @@ use chrono::Utc;
 use migration::{Migrator, MigratorTrait as _};
 use reel::{
     model::SessionId,
-    proto::SessionStart,
+    proto::{SessionStart, ingest_service_client::IngestServiceClient},
     store::{PARTITION_DAYS_AHEAD, Unfit},
 };
 use sea_orm::{ConnectionTrait as _, Statement};
 use tokio::process::Command;
 
 use crate::{
-    harness::{Backend, NOON_MS, Reel, TestDatabase, batch, clicks, session_id, start},
+    crash::process::Process,
+    harness::{Backend, NOON_MS, Reel, TestDatabase, batch, clicks, connect, play, play_through, session_id, start},
     on_both_databases,
 };
 
@@ -21,7 +22,8 @@ on_both_databases!(
     migrating_twice_changes_nothing,
     eight_processes_migrate_one_database_at_once,
     migrations_can_be_taken_back_and_made_again,
-    a_schema_of_a_newer_version_is_refused,
+    a_schema_of_a_newer_version_is_refused_unless_it_says_otherwise,
+    a_version_that_knows_one_migration_less_runs_beside_this_one,
 );
 
 /// Everything that makes up the schema, in words.
@@ -83,11 +85,59 @@ async fn migrations_can_be_taken_back_and_made_again(backend: Backend) {
     assert_eq!(schema(&database, backend).await, first);
 }
 
-async fn a_schema_of_a_newer_version_is_refused(backend: Backend) {
+async fn a_schema_of_a_newer_version_is_refused_unless_it_says_otherwise(backend: Backend) {
     let (reel, database) = Reel::start(backend).await;
-    database.execute("INSERT INTO seaql_migrations (version, applied_at) VALUES ('m99990101_000001_future', 0)").await;
-    assert!(matches!(reel.store.prepare().await, Err(Unfit::Migration)));
-    assert!(!migrate(&database).await);
+    let known = Migrator::migrations().last().unwrap().name().to_owned();
+    let future = "m99990101_000001_future";
+    database.execute(&format!("INSERT INTO seaql_migrations (version, applied_at) VALUES ('{future}', 0)")).await;
+    let is_refused = async || {
+        let outcome = reel.store.prepare().await;
+        assert_eq!(outcome.is_ok(), migrate(&database).await);
+        matches!(outcome, Err(Unfit::Newer { version }) if version == future)
+    };
+    assert!(is_refused().await, "it says nothing");
+    for (oldest, refused) in [(future, true), (known.as_str(), false)] {
+        database.execute(&format!("DELETE FROM schema_compatibility WHERE version = '{future}'")).await;
+        database.execute(&format!("INSERT INTO schema_compatibility VALUES ('{future}', '{oldest}')")).await;
+        assert_eq!(is_refused().await, refused, "it asks for {oldest}");
+    }
+    let said = format!("SELECT count(*) FROM schema_compatibility WHERE version = '{future}'");
+    assert_eq!(database.number(&said).await, 1, "what a newer version has said stays");
+    // One that does not even have what this version needs is another's.
+    database.execute(&format!("DELETE FROM seaql_migrations WHERE version = '{known}'")).await;
+    assert!(is_refused().await, "{known} is missing");
+}
+
+/// As an older version would that is started beside a newer one, ends and comes back.
+async fn a_version_that_knows_one_migration_less_runs_beside_this_one(backend: Backend) {
+    const OLDER: [&str; 2] = ["/usr/bin/env", "REEL_TEST_FEWER_MIGRATIONS=1"];
+    let database = TestDatabase::new(backend).await;
+    let migrations = i64::try_from(Migrator::migrations().len()).unwrap();
+    let migrated = || database.number("SELECT count(*) FROM seaql_migrations");
+    let migrate_older = async || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_reel"));
+        command.args(["migrate", "--database-url", &database.url]).env("REEL_TEST_FEWER_MIGRATIONS", "1");
+        command.status().await.unwrap().success()
+    };
+    let reel = Reel::start_on(&database, &[]).await;
+    assert_eq!(migrated().await, migrations);
+    let mut older = Process::serve_under(&OLDER, &database.url, &[]).await;
+    let channel = connect(older.address).await;
+    let id = session_id(NOON_MS);
+    let first = vec![start(&id, SessionStart::default()), batch(&id, "", 1, clicks(0..3))];
+    IngestServiceClient::new(channel.clone()).record_actions(tokio_stream::iter(first)).await.unwrap();
+    reel.append(&id, "", 4, clicks(3..5)).await.unwrap();
+    let played = play_through(channel, play(&id)).await.unwrap().actions;
+    assert_eq!(played.len(), 5);
+    assert_eq!(reel.play_all(&id).await, played);
+
+    older.terminate();
+    assert!(older.exited().await.success());
+    older.start_again().await;
+    older.kill().await;
+    assert!(migrate_older().await);
+    assert_eq!(migrated().await, migrations, "the way back takes nothing away");
+    reel.stop().await;
 }
 
 async fn partitions(database: &TestDatabase) -> i64 {
