@@ -29,6 +29,7 @@ mod entity;
 mod erasure;
 mod failure;
 mod index;
+mod lease;
 mod partition;
 mod prepare;
 mod probe;

@@ -13,6 +13,7 @@ mod m20261124_000004_index;
 mod m20261125_000005_retention;
 mod m20261125_000006_archive;
 mod m20261125_000007_erasures;
+mod m20261126_000008_segment_files;
 
 /// All migrations, oldest first.
 #[derive(Debug)]
@@ -29,6 +30,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000005_retention::Migration),
             Box::new(m20261125_000006_archive::Migration),
             Box::new(m20261125_000007_erasures::Migration),
+            Box::new(m20261126_000008_segment_files::Migration),
         ]
     }
 }

@@ -75,7 +75,7 @@ async fn every_answer_is_exact_of_what_is_archived(backend: Backend) {
         check_index_with(&database, &archive).await;
         // Nothing is in a segment any more.
         let nothing = RetentionPolicy::default();
-        for hours in 1..=3 {
+        for hours in [1, 2, 4] {
             reel.store.retention_apply(&nothing, later() + TimeDelta::hours(hours)).await.unwrap();
         }
         assert_eq!(database.number("SELECT count(*) FROM segments").await, 0);
