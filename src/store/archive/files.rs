@@ -23,12 +23,7 @@ use crate::{
 pub(super) const UNUSED: [FileState; 2] = [FileState::Planned, FileState::Written];
 
 /// Notes a file that is going to be written for a segment.
-pub(super) async fn plan(
-    tx: &DatabaseTransaction,
-    path: &str,
-    segment: i64,
-    now: DateTime<Utc>,
-) -> Result<(), DbErr> {
+pub(super) async fn plan(tx: &DatabaseTransaction, path: &str, segment: i64, now: DateTime<Utc>) -> Result<(), DbErr> {
     let row = segment_file::ActiveModel {
         path: Set(path.to_owned()),
         segment_id: Set(segment),

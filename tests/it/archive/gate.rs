@@ -9,8 +9,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::BoxStream};
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult, Result, memory::InMemory, path::Path,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, memory::InMemory, path::Path,
 };
 use reel::{archive::Archive, store::Store};
 use tokio::sync::{Semaphore, watch};
@@ -101,6 +101,13 @@ impl Gate {
         self.inner.list(None).collect::<Vec<_>>().await.len()
     }
 
+    /// Loses all files.
+    pub async fn remove_all(&self) {
+        for file in self.inner.list(None).collect::<Vec<_>>().await {
+            self.inner.delete(&file.unwrap().location).await.unwrap();
+        }
+    }
+
     async fn pass(&self, is_there: impl FnOnce(&mut Stop) -> bool) {
         if is_there(&mut self.stop.lock().unwrap()) {
             self.arrived.send_modify(|arrived| *arrived += 1);
@@ -129,10 +136,9 @@ impl ObjectStore for Gate {
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
         self.reads.send_modify(|reads| *reads += 1);
-        let is_next = |left: &mut usize| left.checked_sub(1).map(|fewer| *left = fewer).is_none();
-        self.pass(|stop| matches!(stop, Stop::BeforeRead(left) if is_next(left))).await;
+        self.pass(|stop| if let Stop::BeforeRead(left) = stop { is_next(left) } else { false }).await;
         let read = self.inner.get_ranges(location, ranges).await;
-        self.pass(|stop| matches!(stop, Stop::AfterRead(left) if is_next(left))).await;
+        self.pass(|stop| if let Stop::AfterRead(left) = stop { is_next(left) } else { false }).await;
         read
     }
 
@@ -159,4 +165,11 @@ impl ObjectStore for Gate {
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.inner.copy_opts(from, to, options).await
     }
+}
+
+/// Counts down. Whether it is at its end.
+fn is_next(left: &mut usize) -> bool {
+    let is_next = *left == 0;
+    *left = left.saturating_sub(1);
+    is_next
 }

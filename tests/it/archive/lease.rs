@@ -4,16 +4,19 @@ use chrono::TimeDelta;
 use reel::{
     error::Error,
     model::{Pin, RetentionPolicy},
-    proto::{CountActionsRequest, DeleteSessionRequest, SessionFilter, analytics_service_client::AnalyticsServiceClient},
+    proto::{
+        ActionDimension, ActionMatch, CountActionsRequest, DeleteSessionRequest, SessionFilter,
+        analytics_service_client::AnalyticsServiceClient,
+    },
 };
 
 use super::{
-    archive_after, archive_all, end_lease,
+    apply, archive_after, archive_all, end_lease,
     gate::{Gate, Stop},
     later, play_each, record_sessions, tidy,
 };
 use crate::{
-    harness::{Backend, TestDatabase},
+    harness::{Backend, Reel, TestDatabase},
     on_both_databases,
 };
 
@@ -26,14 +29,14 @@ on_both_databases!(
 );
 
 /// How many reads it takes to archive these sessions, the first of which are archived for that.
-async fn reads_to_archive(gate: &Gate, reel: &crate::harness::Reel) -> usize {
+async fn reads_to_archive(gate: &Gate, reel: &Reel) -> usize {
     let before = gate.reads();
     archive_all(reel).await;
     gate.reads() - before
 }
 
 /// Brings sessions back, to be archived again.
-async fn restore_all(reel: &crate::harness::Reel) {
+async fn restore_all(reel: &Reel) {
     for id in reel.store.sessions_archived(chrono::DateTime::UNIX_EPOCH, later()).await.unwrap() {
         let pin = Pin { until: chrono::DateTime::UNIX_EPOCH, reason: String::new() };
         reel.store.session_restore(id, &pin).await.unwrap();
@@ -89,7 +92,7 @@ async fn a_writer_that_was_taken_for_dead_loses_nothing(backend: Backend) {
     let other = gate.open(&database).await;
     let tidying = async {
         for hours in 1..=3 {
-            other.retention_apply(&RetentionPolicy::default(), later() + TimeDelta::hours(hours)).await.unwrap();
+            apply(&other, &RetentionPolicy::default(), later() + TimeDelta::hours(hours)).await;
         }
     };
     let going_on = async {
@@ -128,7 +131,7 @@ async fn what_is_in_use_is_not_removed_by_whoever_has_lost_the_lease(backend: Ba
     end_lease(&database).await;
     let other = gate.open(&database).await;
     gate.close(Stop::Nowhere);
-    other.retention_apply(&nothing, later() + TimeDelta::hours(1)).await.unwrap();
+    apply(&other, &nothing, later() + TimeDelta::hours(1)).await;
     gate.open_up();
     assert!(first.await.unwrap().is_err());
     assert_eq!(play_each(&reel, &ids).await, before);
@@ -155,8 +158,10 @@ async fn a_question_whose_file_has_gone_looks_again(backend: Backend) {
     let asking = tokio::spawn(async move {
         // What only actions tell.
         let filter = SessionFilter { user_id: "ada".to_owned(), ..Default::default() };
-        let group_by = vec![reel::proto::ActionDimension::Hour.into()];
-        let request = CountActionsRequest { filter: Some(filter), group_by, ..Default::default() };
+        let clicks = ActionMatch { r#type: "click".to_owned(), ..Default::default() };
+        let group_by = vec![ActionDimension::Hour.into()];
+        let request =
+            CountActionsRequest { filter: Some(filter), r#match: Some(clicks), group_by, ..Default::default() };
         AnalyticsServiceClient::new(channel).count_actions(request).await
     });
     gate.somebody_waits().await;
@@ -177,7 +182,7 @@ async fn a_file_stays_for_questions_from_when_it_is_not_used_any_more(backend: B
     let request = DeleteSessionRequest { session_id: ids.remove(1) };
     reel.sessions().delete_session(request).await.unwrap();
     // A run that takes long: what it does last was not done when it began.
-    reel.store.retention_apply(&RetentionPolicy::default(), later()).await.unwrap();
+    apply(&reel.store, &RetentionPolicy::default(), later()).await;
     assert_eq!(
         database.number("SELECT count(*) FROM segment_files WHERE state = 'removing' AND since > '2027-01-01'").await,
         1
