@@ -29,6 +29,7 @@ mod entity;
 mod erasure;
 mod failure;
 mod index;
+mod lease;
 mod partition;
 mod prepare;
 mod probe;
@@ -42,7 +43,7 @@ mod track;
 mod user;
 
 pub use action::{ActionQuery, ActionRows, KnownSegment, SeqWindow};
-pub use append::{Arrived, KnownSessions};
+pub use append::{Appended, ArchivedDigests, Arrived, KnownSessions};
 pub use archive::SegmentCheck;
 pub use changes::ChangeListener;
 pub use index::{Difference, Due, DueSession, FacetIds};

@@ -17,12 +17,13 @@ mod m20261124_000004_index;
 mod m20261125_000005_retention;
 mod m20261125_000006_archive;
 mod m20261125_000007_erasures;
+mod m20261126_000008_segment_files;
 mod m20261126_000011_compatibility;
 mod m20261126_000013_erasure_by_session;
 
 /// The oldest migration that a process must know to use the schema with all migrations of this version. The schema says so to
-/// processes of older versions. (0.1.0 knows all up to this one, but does not ask: it refuses whatever it does not know.)
-pub const OLDEST_USABLE: &str = "m20261125_000007_erasures";
+/// processes of older versions. This one takes columns away that 0.1.0 uses, which refuses whatever it does not know anyway.
+pub const OLDEST_USABLE: &str = "m20261126_000008_segment_files";
 
 /// All migrations, oldest first.
 #[derive(Debug)]
@@ -39,6 +40,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000005_retention::Migration),
             Box::new(m20261125_000006_archive::Migration),
             Box::new(m20261125_000007_erasures::Migration),
+            Box::new(m20261126_000008_segment_files::Migration),
             Box::new(m20261126_000011_compatibility::Migration),
             Box::new(m20261126_000013_erasure_by_session::Migration),
         ]

@@ -1,8 +1,9 @@
 //! Group commit: what is waiting when a transaction ends goes into the next one together. With nothing waiting, a batch is
-//! written as soon as it comes.
+//! written as soon as it comes. A batch that repeats what is archived is set aside while the archive is asked, and nobody but its
+//! own upload waits for that.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -17,9 +18,9 @@ use super::{
     writer::{Shared, Tell},
 };
 use crate::{
-    error::Error,
-    model::{Batch, SessionReceipt},
-    store::{Arrived, KnownSessions},
+    error::{Error, Result},
+    model::{Batch, SessionReceipt, TrackReceipt},
+    store::{Appended, ArchivedDigests, Arrived, KnownSessions},
 };
 
 /// A transaction takes no more batches once it has this many actions. Larger ones are no faster
@@ -28,6 +29,9 @@ const GROUP_ACTIONS: usize = 2_000;
 
 /// Nor once it has this many bytes: they are copied on their way out.
 const GROUP_BYTES: usize = 4 << 20;
+
+/// How often the archive is asked for the same batch, whose session is moved meanwhile.
+const MAX_LOOKS: u8 = 3;
 
 /// An upload: its batches in their order, and whether one was refused, after which none is to be written.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +79,16 @@ pub(super) struct Waiting {
     /// The batch's place in the upload.
     pub(super) place: u64,
     pub(super) tell: Tell,
+    /// What the archive says of it, where it was asked, and how often it was.
+    pub(super) archived: Option<ArchivedDigests>,
+    pub(super) looks: u8,
+}
+
+/// A batch that the archive has to be asked for, and what was behind it.
+struct SetAside {
+    waiting: Waiting,
+    track: i16,
+    behind: VecDeque<Waiting>,
 }
 
 /// Writes batches, one transaction after the other.
@@ -95,6 +109,8 @@ impl std::fmt::Debug for Lane {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Waiting>,
+    /// Uploads of which a batch is being compared with the archive, and what has come after it.
+    aside: HashMap<usize, VecDeque<Waiting>>,
     /// Whether a task is writing, which will look here again before it ends.
     is_written: bool,
 }
@@ -108,6 +124,10 @@ impl Lane {
     pub(super) fn push(self: &Arc<Self>, waiting: Waiting) {
         let mut queue = self.queue();
         queue.waiting.push_back(waiting);
+        self.begin(&mut queue);
+    }
+
+    fn begin(self: &Arc<Self>, queue: &mut Queue) {
         if !std::mem::replace(&mut queue.is_written, true) {
             let run = Run { lane: Arc::clone(self) };
             self.shared.writes.spawn(run.write_all());
@@ -123,6 +143,10 @@ impl Lane {
         let mut queue = self.queue();
         let (mut group, mut actions, mut bytes) = (Vec::new(), 0, 0);
         while let Some(waiting) = queue.waiting.pop_front() {
+            if let Some(behind) = queue.aside.get_mut(&waiting.upload.id()) {
+                behind.push_back(waiting);
+                continue;
+            }
             actions += waiting.batch.actions.len();
             bytes += waiting.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) * Intake::UNIT_BYTES;
             group.push(waiting);
@@ -166,33 +190,69 @@ impl Drop for Run {
 
 impl Lane {
     /// Writes a group. Returns whether the database is away.
-    async fn write(&self, mut group: Vec<Waiting>, known: &mut KnownSessions) -> bool {
+    async fn write(self: &Arc<Self>, mut group: Vec<Waiting>, known: &mut KnownSessions) -> bool {
         // Nobody waits for them: the upload has ended with the refusal.
         group.retain(|waiting| !waiting.upload.is_over_before(waiting.place));
         let now = Utc::now().trunc_subsecs(6);
-        let batches: Vec<_> =
-            group.iter().map(|waiting| Arrived { batch: &waiting.batch, upload: waiting.upload.id() }).collect();
+        let arrived = |waiting| {
+            let Waiting { batch, upload, archived, .. }: &Waiting = waiting;
+            Arrived { batch, upload: upload.id(), archived: archived.as_ref() }
+        };
+        let batches: Vec<_> = group.iter().map(arrived).collect();
         let outcomes = self.shared.store.batches_append(&batches, known, now, self.shared.limits.max_tracks).await;
         let mut is_away = false;
         let mut changed = HashSet::new();
+        let mut aside: HashMap<usize, SetAside> = HashMap::new();
         for (waiting, outcome) in group.into_iter().zip(outcomes) {
-            let session = waiting.batch.session;
-            let outcome = outcome.map(|track| SessionReceipt { tracks: vec![track], ..SessionReceipt::new(session) });
-            match &outcome {
-                Ok(_) => {
-                    changed.insert(session);
+            let upload = waiting.upload.id();
+            match outcome {
+                Appended::Settled(outcome) => {
+                    match &outcome {
+                        Ok(_) => {
+                            changed.insert(waiting.batch.session);
+                        }
+                        Err(error) => is_away |= *error == Error::DatabaseUnavailable,
+                    }
+                    waiting.settle(outcome);
                 }
-                Err(error) => {
-                    is_away |= *error == Error::DatabaseUnavailable;
-                    waiting.upload.refuse(waiting.place);
+                Appended::NeedsArchive { .. } if waiting.looks >= MAX_LOOKS => waiting.settle(Err(Error::Contention)),
+                Appended::NeedsArchive { track } => {
+                    aside.insert(upload, SetAside { waiting, track, behind: VecDeque::new() });
                 }
+                Appended::Behind => match aside.get_mut(&upload) {
+                    Some(aside) => aside.behind.push_back(waiting),
+                    // The upload has ended with what it is behind.
+                    None => waiting.settle(Err(Error::Contention)),
+                },
             }
-            drop((waiting.batch, waiting.permit));
-            // Nobody may be waiting any more.
-            let _ = waiting.tell.send(outcome);
         }
+        aside.into_values().for_each(|aside| self.ask_archive(aside));
         changed.into_iter().for_each(|session| self.shared.changes.announce(session));
         is_away
+    }
+
+    /// Asks the archive for a batch, and lets its upload go on afterwards.
+    fn ask_archive(self: &Arc<Self>, aside: SetAside) {
+        let SetAside { mut waiting, track, behind } = aside;
+        let upload = waiting.upload.id();
+        self.queue().aside.insert(upload, behind);
+        let lane = Arc::clone(self);
+        self.shared.writes.spawn(async move {
+            let asked = lane.shared.ask_archive(&waiting.batch, track).await;
+            let mut again = VecDeque::new();
+            match asked {
+                Ok(archived) => {
+                    (waiting.archived, waiting.looks) = (Some(archived), waiting.looks + 1);
+                    again.push_back(waiting);
+                }
+                Err(error) => waiting.settle(Err(error)),
+            }
+            let mut queue = lane.queue();
+            again.extend(queue.aside.remove(&upload).unwrap_or_default());
+            again.append(&mut queue.waiting);
+            queue.waiting = again;
+            lane.begin(&mut queue);
+        });
     }
 
     /// Refuses what waits while the database is away, instead of letting each group find out for itself.
@@ -202,5 +262,18 @@ impl Lane {
             waiting.upload.refuse(waiting.place);
             let _ = waiting.tell.send(Err(Error::DatabaseUnavailable));
         }
+    }
+}
+
+impl Waiting {
+    fn settle(self, outcome: Result<TrackReceipt>) {
+        let session = self.batch.session;
+        if outcome.is_err() {
+            self.upload.refuse(self.place);
+        }
+        drop((self.batch, self.permit));
+        // Nobody may be waiting any more.
+        let outcome = outcome.map(|track| SessionReceipt { tracks: vec![track], ..SessionReceipt::new(session) });
+        let _ = self.tell.send(outcome);
     }
 }

@@ -1,9 +1,12 @@
 //! The seam between uploads and the database: takes one event, and gives a receipt when it is committed.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, SubsecRound as _, Utc};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::timeout,
+};
 use tokio_util::task::TaskTracker;
 
 use super::lane::{Lane, UploadState, Waiting};
@@ -11,9 +14,15 @@ use crate::{
     changes::Changes,
     config::Limits,
     error::{Error, Result},
-    model::{IngestEvent, RetentionPolicy, SessionEnd, SessionId, SessionReceipt, SessionStart},
-    store::Store,
+    model::{Batch, IngestEvent, RetentionPolicy, SessionEnd, SessionId, SessionReceipt, SessionStart},
+    store::{ArchivedDigests, Store},
 };
+
+/// How many batches are compared with the archive at once.
+const MAX_COMPARISONS: usize = 32;
+
+/// How long one waits for its turn.
+const COMPARISON_TURN: Duration = Duration::from_secs(10);
 
 /// Writes what arrives. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -30,6 +39,8 @@ pub(super) struct Shared {
     pub(super) changes: Arc<Changes>,
     pub(super) limits: Limits,
     retention: RetentionPolicy,
+    /// For who asks the archive, which may not answer.
+    comparisons: Arc<Semaphore>,
     /// The writes under way, so that shutting down can wait for them.
     pub(super) writes: TaskTracker,
 }
@@ -51,7 +62,14 @@ impl Writer {
         lanes: usize,
         writes: TaskTracker,
     ) -> Self {
-        let shared = Arc::new(Shared { store, changes, limits, retention, writes });
+        let shared = Arc::new(Shared {
+            store,
+            changes,
+            limits,
+            retention,
+            comparisons: Arc::new(Semaphore::new(MAX_COMPARISONS)),
+            writes,
+        });
         let lanes = (0..lanes.max(1)).map(|_| Arc::new(Lane::new(Arc::clone(&shared)))).collect();
         Self { shared, lanes }
     }
@@ -68,7 +86,7 @@ impl Writer {
         match event {
             IngestEvent::Batch(batch) => {
                 let (upload, place) = (upload.clone(), upload.next_place());
-                self.lane(batch.session).push(Waiting { batch, permit, upload, place, tell });
+                self.lane(batch.session).push(Waiting { batch, permit, upload, place, tell, archived: None, looks: 0 });
             }
             IngestEvent::Start(start) => self.spawn(Boundary::Start(start), permit, tell),
             IngestEvent::End(end) => self.spawn(Boundary::End(end), permit, tell),
@@ -104,6 +122,19 @@ enum Boundary {
 }
 
 impl Shared {
+    /// What the archive has of a batch that repeats what is there.
+    pub(super) async fn ask_archive(&self, batch: &Batch, track: i16) -> Result<ArchivedDigests> {
+        let (session, first_seq) = (batch.session, batch.first_seq.unwrap_or(1));
+        let last_seq = first_seq.saturating_add(i64::try_from(batch.actions.len()).unwrap_or(i64::MAX) - 1);
+        let comparisons = Arc::clone(&self.comparisons);
+        let asked = self.store.ask(|store| async move {
+            let turn = timeout(COMPARISON_TURN, comparisons.acquire_owned()).await;
+            let _turn = turn.map_err(|_| Error::ArchiveUnavailable)?.map_err(|_| Error::Internal)?;
+            store.archived_digests(session, track, first_seq..=last_seq).await
+        });
+        asked.await
+    }
+
     async fn write(&self, boundary: &Boundary) -> Result<SessionReceipt> {
         let receipt = match boundary {
             Boundary::Start(start) => {

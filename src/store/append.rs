@@ -1,5 +1,6 @@
 //! The write: batches of many tracks, merged into one transaction. What is stored already is compared and not written again;
-//! what would leave a gap is refused; what cannot be stored harms nobody else's batch.
+//! what would leave a gap is refused; what cannot be stored harms nobody else's batch. The archive is not read here: a batch that
+//! repeats what is archived is given back, to come again with what the archive says.
 //!
 //! A transaction is planned from what is known of the tracks. Its first statement moves all their cursors, each only from
 //! where the plan expects it; that takes the locks, proves that the sessions are there, and shows if the plan is out of date.
@@ -17,8 +18,9 @@ use chrono::{DateTime, Utc};
 use sea_orm::DbErr;
 use uuid::Uuid;
 
-pub use self::known::KnownSessions;
+pub use self::{compare::ArchivedDigests, known::KnownSessions};
 use self::{
+    compare::Comparison,
     known::{KnownSession, KnownTrack},
     plan::{Plan, Verdict, count},
 };
@@ -64,6 +66,22 @@ pub struct Arrived<'a> {
     pub batch: &'a Batch,
     /// Tells the upload from others.
     pub upload: usize,
+    /// What the archive says of its actions, where it was asked.
+    pub archived: Option<&'a ArchivedDigests>,
+}
+
+/// What became of a batch.
+#[derive(Debug)]
+pub enum Appended {
+    /// It is committed, or refused.
+    Settled(Result<TrackReceipt>),
+    /// It repeats what is archived, and nothing was done with it. It is to come again with [`Store::archived_digests`].
+    NeedsArchive {
+        /// The number of its track.
+        track: i16,
+    },
+    /// It comes after such a one in its upload, and nothing was done with it either.
+    Behind,
 }
 
 impl Store {
@@ -76,7 +94,7 @@ impl Store {
         known: &mut KnownSessions,
         now: DateTime<Utc>,
         max_tracks: usize,
-    ) -> Vec<Result<TrackReceipt>> {
+    ) -> Vec<Appended> {
         let mut append = Append {
             store: self,
             batches,
@@ -89,7 +107,7 @@ impl Store {
             one_by_one: false,
         };
         append.run().await;
-        let missing = || Err(Error::Internal);
+        let missing = || Appended::Settled(Err(Error::Internal));
         append.outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(missing)).collect()
     }
 }
@@ -101,7 +119,7 @@ struct Append<'a> {
     known: &'a mut KnownSessions,
     now: DateTime<Utc>,
     max_tracks: usize,
-    outcomes: Vec<Option<Result<TrackReceipt>>>,
+    outcomes: Vec<Option<Appended>>,
     /// Uploads of which a batch was refused: the first of them, and why.
     refused: HashMap<usize, (usize, Error)>,
     doubts: HashMap<usize, Doubt>,
@@ -166,7 +184,18 @@ impl<'a> Append<'a> {
                 *refused = (index, error.clone());
             }
         }
-        self.outcomes[index] = Some(outcome);
+        self.outcomes[index] = Some(Appended::Settled(outcome));
+    }
+
+    /// Gives a batch back, and what comes after it in its upload.
+    fn set_aside(&mut self, index: usize, track: i16) {
+        let upload = self.batches[index].upload;
+        for behind in self.indices().into_iter().filter(|behind| *behind > index) {
+            if self.batches[behind].upload == upload {
+                self.outcomes[behind] = Some(Appended::Behind);
+            }
+        }
+        self.outcomes[index] = Some(Appended::NeedsArchive { track });
     }
 
     /// One transaction. Settles what it can; what it leaves is for the next.
@@ -175,7 +204,12 @@ impl<'a> Append<'a> {
         let fresh = in_time(store, Box::pin(self.read_unknown(round))).await?;
         in_time(store, Box::pin(self.resolve_doubts())).await?;
         let mut plan = self.plan(round, &fresh);
-        in_time(store, Box::pin(self.compare(&mut plan))).await?;
+        let to_archive = in_time(store, Box::pin(self.compare(&mut plan))).await?;
+        if let Some((index, track)) = to_archive {
+            // The others are planned without it.
+            self.set_aside(index, track);
+            return Ok(());
+        }
         plan.count();
         if !plan.tracks.is_empty() {
             match self.store.append(&plan, self.now).await {
@@ -236,7 +270,7 @@ impl<'a> Append<'a> {
             if self.outcomes[index].is_some() {
                 continue;
             }
-            let Arrived { batch, upload } = self.batches[index];
+            let Arrived { batch, upload, .. } = self.batches[index];
             if let Some((_, error)) = refused.get(&upload).filter(|(from, _)| *from < index) {
                 plan.refused.push((index, error.clone()));
                 continue;
@@ -269,16 +303,21 @@ impl<'a> Append<'a> {
         plan
     }
 
-    /// Compares what has arrived again with what is stored.
-    async fn compare(&self, plan: &mut Plan<'a>) -> Result<(), Failure> {
+    /// Compares what has arrived again with what is stored. Gives the first batch that only the archive can tell of, and its
+    /// track, if there is one.
+    async fn compare(&self, plan: &mut Plan<'a>) -> Result<Option<(usize, i16)>, Failure> {
         for write in plan.batches.iter_mut().filter(|write| write.known > 0) {
             let known = &write.batch.actions[..write.known];
-            let conflicts =
-                compare::conflicts(self.store, write.batch.session, write.track, write.first_seq, known).await?;
+            let (session, archived) = (write.batch.session, self.batches[write.index].archived);
+            let compared = compare::compare(self.store, session, write.track, write.first_seq, known, archived).await?;
+            let conflicts = match compared {
+                Comparison::Conflicts(conflicts) => conflicts,
+                Comparison::NeedsArchive => return Ok(Some((write.index, write.track))),
+            };
             write.receipt.duplicate_count = count(known.len() - conflicts.len());
             conflicts.into_iter().for_each(|seq| write.receipt.reject(Batch::conflict(seq)));
         }
-        Ok(())
+        Ok(None)
     }
 
     fn doubt(&mut self, plan: Plan<'a>) {
@@ -306,7 +345,9 @@ impl<'a> Append<'a> {
                 continue;
             }
             let (session, track, first_seq) = (batch.session, doubt.track, doubt.first_seq);
-            let conflicts = compare::conflicts(self.store, session, track, first_seq, &batch.actions).await?;
+            let compared = compare::compare(self.store, session, track, first_seq, &batch.actions, None).await?;
+            // Archived already: it counts as what has arrived again.
+            let Comparison::Conflicts(conflicts) = compared else { continue };
             let Some(doubt) = self.doubts.remove(&index) else { continue };
             // Where it had conflicts before, it has them still: they are in the receipt.
             if conflicts.iter().all(|seq| doubt.receipt.rejections.iter().any(|known| known.seq == *seq)) {

@@ -2,14 +2,18 @@
 //!
 //! A segment is written, read back and compared with what was to be written, before any row goes. Then, in one transaction,
 //! its sessions are said to be in it and their rows go: at no moment is an action in both places, or in none. The row in
-//! `segments` is there before its file is, so that no file is ever forgotten, whenever the process dies:
+//! `segment_files` is there before its file is, so that no file is ever forgotten, whenever the process dies. Each change of
+//! its state is a commit of its own, and is made only from the states before it:
 //!
-//! | `path` | `spare_path` | the segment |
+//! | `state` | the file | and then |
 //! |---|---|---|
-//! | none | a file | is being written; or was, and is to be removed; or has no sessions any more |
-//! | a file | none | is in use |
-//! | a file | a file | is in use, and being written anew; or was, and the old file is to be removed |
+//! | `planned` | is being written, by whoever has the lease | `written`; `removing` where its writer failed, or has lost the lease |
+//! | `written` | is whole, was read back, and nobody uses it | `in_use`; `removing` as before |
+//! | `in_use` | is `segments.path`: what its sessions are read from | `removing` once another file is, or no session is in it |
+//! | `removing` | nobody will use it; questions that began before may | `gone` once it is removed |
+//! | `gone` | is not there, unless a writer that was taken for dead completes it now | removed once more, then its row goes |
 
+mod files;
 mod restore;
 mod seal;
 mod tidy;
@@ -21,9 +25,9 @@ use uuid::Uuid;
 
 pub(super) use self::seal::make_stale;
 pub use self::tidy::SegmentCheck;
-use super::{Store, partition::partition_bytes_of_table};
+use super::{Store, lease::Lease, partition::partition_bytes_of_table};
 use crate::{
-    archive::SEGMENT_ACTIONS,
+    archive::{SEGMENT_ACTIONS, Written},
     error::Result,
     model::{ExpiredDay, ExpiryReason, Window},
 };
@@ -48,7 +52,7 @@ struct ToArchive {
 /// A segment that was written and verified.
 struct Sealing {
     segment: i64,
-    path: String,
+    written: Written,
     sessions: Vec<ToArchive>,
 }
 
@@ -105,22 +109,22 @@ impl Store {
     }
 
     /// Archives what can be archived of a window. Broken off, it has archived whole sessions, or none.
-    pub(super) async fn window_archive(&self, window: Window, now: DateTime<Utc>) -> Result<ExpiredDay> {
+    pub(super) async fn window_archive(&self, window: Window, lease: &Lease) -> Result<ExpiredDay> {
         let mut gone = ExpiredDay { window, reason: ExpiryReason::Archive, sessions: 0, actions: 0, bytes: 0, kept: 0 };
-        let sessions = self.sessions_to_archive(window, now).await?;
+        let sessions = self.sessions_to_archive(window, lease.now()).await?;
         let drops = self.may_drop_actions(window, &sessions).await?;
         let mut sealing = Vec::new();
         let portions: Vec<_> = portions(&sessions).collect();
         for portion in portions {
-            let Some(written) = self.segment_write(portion, now).await? else { continue };
+            let Some(written) = self.segment_write(portion, lease).await? else { continue };
             if drops {
                 sealing.push(written);
             } else {
-                self.segment_seal(written, &mut gone).await?;
+                self.segment_seal(written, lease, &mut gone).await?;
             }
         }
         if !sealing.is_empty() {
-            self.segments_seal_with_window(window, sealing, &mut gone).await?;
+            self.segments_seal_with_window(window, sealing, lease, &mut gone).await?;
         }
         Ok(gone)
     }

@@ -31,17 +31,18 @@ const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
 const PARTITION_DROPS: &str = "SELECT count FROM partition_drops";
 
-/// How often a question is asked when a day is dropped while it is answered.
+/// How often a question is asked when a day is dropped while it is answered, or a file that it saw in use has gone.
 pub(super) const ATTEMPTS: u32 = 3;
 
-/// Asks a question, and again where a day was dropped meanwhile.
+/// Asks a question, and again where a day was dropped meanwhile, or a file is not where it was.
 macro_rules! asked {
     ($store:expr, $ask:expr) => {{
         let mut attempt = 0;
         loop {
             attempt += 1;
             match $store.question($ask).await {
-                Err($crate::error::Error::Contention) if attempt < $crate::store::question::ATTEMPTS => {}
+                Err($crate::error::Error::Contention | $crate::error::Error::SegmentMissing)
+                    if attempt < $crate::store::question::ATTEMPTS => {}
                 answer => break answer,
             }
         }

@@ -14,13 +14,13 @@ use chrono::{DateTime, NaiveDate, Utc};
 use sea_orm::{ConnectionTrait as _, DatabaseTransaction, FromQueryResult, Statement};
 use uuid::Uuid;
 
-use super::{Store, failure::Failure};
+use super::{Store, failure::Failure, lease::Lease};
 use crate::{
     error::{Error, Result},
     model::{ExpiredDay, ExpiryReason, RetentionPolicy, RetentionReport, SessionId, Window},
 };
 
-/// Key of the advisory lock of the process that forgets: "reel" in ASCII, and 4.
+/// Key of the advisory lock of the process that forgets, and archives: "reel" in ASCII, and 4.
 const RETENTION_LOCK: i64 = 0x7265_656c_0000_0004;
 
 /// Sessions that are erased between two looks at what is left.
@@ -63,13 +63,19 @@ impl Store {
 
     /// Forgets what a policy does not keep, and says what went. Broken off, it leaves whole days or whole sessions.
     pub async fn retention_apply(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<RetentionReport> {
-        let Some(claim) = self.claim(RETENTION_LOCK).await? else { return Err(Error::RetentionRunning) };
-        let report = self.retention_apply_claimed(policy, now).await;
-        claim.release().await;
+        let lease = self.lease("retention", RETENTION_LOCK, now).await?;
+        let Some(lease) = lease else { return Err(Error::RetentionRunning) };
+        let report = self.retention_apply_claimed(policy, now, &lease).await;
+        lease.release().await;
         report
     }
 
-    async fn retention_apply_claimed(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<RetentionReport> {
+    async fn retention_apply_claimed(
+        &self,
+        policy: &RetentionPolicy,
+        now: DateTime<Utc>,
+        lease: &Lease,
+    ) -> Result<RetentionReport> {
         let bytes_before = self.bytes_in_use().await?;
         let mut report = RetentionReport { bytes_before, ..RetentionReport::default() };
         // Whatever the archive says, what is to be forgotten is.
@@ -77,7 +83,7 @@ impl Store {
         for day in self.expired_days(policy, now, bytes_before).await? {
             if day.reason == ExpiryReason::Archive {
                 if archived.is_ok() {
-                    archived = self.window_archive(day.window, now).await.map(|gone| {
+                    archived = self.window_archive(day.window, lease).await.map(|gone| {
                         tracing::info!(days = %gone.window, sessions = gone.sessions, actions = gone.actions, bytes = gone.bytes, "sessions archived");
                         report.days.push(gone);
                     });
@@ -98,7 +104,7 @@ impl Store {
             report.users = self.users_expire(policy, now).await?;
         }
         self.clean_up(policy, now).await?;
-        archived.and(self.segments_tidy(now).await)?;
+        archived.and(self.segments_tidy(lease).await)?;
         report.bytes_after = self.bytes_in_use().await?;
         if !self.is_postgres() {
             // What came back is known of all days together only.

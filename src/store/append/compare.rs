@@ -1,14 +1,19 @@
 //! Tells actions that have arrived again from others that were given the same seqs.
 
-use std::{collections::HashMap, ops::RangeInclusive};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use futures_util::TryStreamExt as _;
 use sea_orm::{ColumnTrait as _, DatabaseConnection, DbErr, EntityTrait as _, QueryFilter as _, Select};
+use tokio::time::timeout;
 
 use super::plan::count;
 use crate::{
-    archive::Wanted,
-    error::Error,
+    archive::{SegmentFile, Wanted},
+    error::{Error, Result},
     model::{BatchAction, SessionId, StoredAction},
     store::{Store, action::from_row, entity::action, failure::Failure},
 };
@@ -16,14 +21,37 @@ use crate::{
 /// Rows of a segment that are read at once.
 const ROWS_AT_ONCE: usize = 4_096;
 
-/// Which of these actions, by seq, are not what is stored.
-pub(super) async fn conflicts(
+/// How long the archive may take to say what it has of a batch.
+const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a session's file is looked for where it is not there: it may have been written anew.
+const LOOKS: u32 = 3;
+
+/// What comparing a batch with what is stored has shown.
+pub(super) enum Comparison {
+    /// These seqs are taken by other actions.
+    Conflicts(Vec<i64>),
+    /// The rest of it is archived, and the archive was not asked, or not as it is now.
+    NeedsArchive,
+}
+
+/// What the archive has of some actions of a track.
+#[derive(Debug)]
+pub struct ArchivedDigests {
+    /// Where the session was archived when it was asked.
+    files: HashSet<SegmentFile>,
+    by_seq: HashMap<i64, String>,
+}
+
+/// Tells which of these actions, by seq, are not what is stored.
+pub(super) async fn compare(
     store: &Store,
     session: SessionId,
     track: i16,
     first_seq: i64,
     actions: &[BatchAction],
-) -> Result<Vec<i64>, Failure> {
+    archived: Option<&ArchivedDigests>,
+) -> Result<Comparison, Failure> {
     let connection = &store.write;
     let last_seq = first_seq - 1 + count(actions.len());
     let of_seqs = action::Entity::find()
@@ -40,14 +68,33 @@ pub(super) async fn conflicts(
         _ => HashMap::new(),
     };
     if digests.len() < actions.len() {
-        digests.extend(archived_digests(store, session, track, first_seq..=last_seq).await?);
-    }
-    if digests.len() < actions.len() {
-        digests.extend(stored_digests(connection, of_seqs).await?);
+        let files = files_of(store, session).await?;
+        let archived = archived.filter(|archived| archived.files == files);
+        if let Some(archived) = archived {
+            let of_batch = archived.by_seq.iter().filter(|(seq, _)| (first_seq..=last_seq).contains(seq));
+            digests.extend(of_batch.map(|(seq, digest)| (*seq, digest.clone())));
+        }
+        if digests.len() < actions.len() {
+            digests.extend(stored_digests(connection, of_seqs).await?);
+        }
+        if digests.len() < actions.len() {
+            if archived.is_none() && !files.is_empty() {
+                return Ok(Comparison::NeedsArchive);
+            }
+            // Archived, or brought back, in between: it was looked for where it was not.
+            if files_of(store, session).await? != files {
+                return Err(Failure::Outdated);
+            }
+        }
     }
     let numbered = actions.iter().zip(first_seq..);
     let differing = numbered.filter(|(action, seq)| digests.get(seq) != Some(&action.digest().to_string()));
-    Ok(differing.map(|(_, seq)| seq).collect())
+    Ok(Comparison::Conflicts(differing.map(|(_, seq)| seq).collect()))
+}
+
+/// The files that have something of a session.
+async fn files_of(store: &Store, session: SessionId) -> Result<HashSet<SegmentFile>> {
+    Ok(store.segments_of(&[session.as_uuid()]).await?.into_keys().collect())
 }
 
 /// The digests of stored actions by seq. Keeps no more than that of them: a small batch may repeat the seqs of large
@@ -65,23 +112,48 @@ async fn stored_digests(
     Ok(digests)
 }
 
-/// The same of actions that are archived.
-async fn archived_digests(
-    store: &Store,
-    session: SessionId,
-    track: i16,
-    seqs: RangeInclusive<i64>,
-) -> Result<HashMap<i64, String>, Error> {
-    let id = session.as_uuid();
-    let mut digests = HashMap::new();
-    for file in store.segments_of(&[id]).await?.into_keys() {
-        let wanted = Wanted { sessions: Some(&[id]), with_data: true, rows_at_once: ROWS_AT_ONCE, ..Wanted::default() };
-        let mut reader = store.archive()?.read(&file, wanted).await?;
-        while let Some(actions) = reader.next().await? {
-            let of_track = actions.into_iter().map(|action| action.stored).filter(|stored| stored.track == track);
-            let of_seqs = of_track.filter(|stored| seqs.contains(&stored.seq));
-            digests.extend(of_seqs.map(|stored| (stored.seq, stored.action.digest().to_string())));
-        }
+impl Store {
+    /// Asks the archive for some actions of a track, by their seqs. Takes as long as the storage does, up to 10 s.
+    pub async fn archived_digests(
+        &self,
+        session: SessionId,
+        track: i16,
+        seqs: RangeInclusive<i64>,
+    ) -> Result<ArchivedDigests> {
+        let reading = async {
+            let mut looks = 1;
+            loop {
+                match self.archived_digests_once(session, track, &seqs).await {
+                    Err(Error::SegmentMissing) if looks < LOOKS => looks += 1,
+                    outcome => break outcome,
+                }
+            }
+        };
+        timeout(ARCHIVE_TIMEOUT, reading).await.unwrap_or_else(|_| {
+            tracing::warn!("the archive did not say in time what it has of a batch");
+            Err(Error::ArchiveUnavailable)
+        })
     }
-    Ok(digests)
+
+    async fn archived_digests_once(
+        &self,
+        session: SessionId,
+        track: i16,
+        seqs: &RangeInclusive<i64>,
+    ) -> Result<ArchivedDigests> {
+        let id = session.as_uuid();
+        let files = files_of(self, session).await?;
+        let mut by_seq = HashMap::new();
+        for file in &files {
+            let wanted =
+                Wanted { sessions: Some(&[id]), with_data: true, rows_at_once: ROWS_AT_ONCE, ..Wanted::default() };
+            let mut reader = self.archive()?.read(file, wanted).await?;
+            while let Some(actions) = reader.next().await? {
+                let of_track = actions.into_iter().map(|action| action.stored).filter(|stored| stored.track == track);
+                let of_seqs = of_track.filter(|stored| seqs.contains(&stored.seq));
+                by_seq.extend(of_seqs.map(|stored| (stored.seq, stored.action.digest().to_string())));
+            }
+        }
+        Ok(ArchivedDigests { files, by_seq })
+    }
 }

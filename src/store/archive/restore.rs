@@ -45,6 +45,9 @@ const SQLITE_ROWS: Table = Table {
     tail: "",
 };
 
+/// How often a segment is looked for where its file is not there: it may have been written anew.
+const LOOKS: u32 = 3;
+
 /// Rows that are read at once.
 const ROWS_AT_ONCE: usize = 4_096;
 
@@ -53,10 +56,11 @@ impl Store {
     /// where it is not archived.
     pub async fn session_restore(&self, id: SessionId, pin: &Pin) -> Result<i64> {
         self.partition_ensure_for(id).await;
-        let mut attempts = Attempts::default();
+        let (mut attempts, mut looks) = (Attempts::default(), 1);
         loop {
             match self.session_restore_once(id, pin).await {
                 Ok(actions) => return Ok(actions),
+                Err(Failure::Refused(Error::SegmentMissing)) if looks < LOOKS => looks += 1,
                 Err(failure) => attempts.again_after(failure).await?,
             }
         }

@@ -8,15 +8,17 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::{Sealing, Store, ToArchive};
+use super::{Sealing, Store, ToArchive, files::advance};
 use crate::{
+    archive::Written,
     error::{Error, Result},
     failpoint,
     model::{ExpiredDay, Window},
     store::{
-        entity::{action, session, track},
+        entity::{action, segment_file::FileState, session, track},
         failure::{Attempts, Failure},
         index::Table,
+        lease::Lease,
         partition::{count_drop, detach, partition_bytes_of_table, partition_name, windows_of_table},
     },
 };
@@ -26,10 +28,17 @@ const MAX_ASIDE: i64 = 200_000;
 
 /// Says of sessions which segment they are in, unless somebody else has.
 const CLAIM: Table = Table {
-    columns: &[("id", "uuid"), ("segment_id", "bigint"), ("actions", "bigint"), ("before", "bigint")],
+    columns: &[
+        ("id", "uuid"),
+        ("segment_id", "bigint"),
+        ("actions", "bigint"),
+        ("before", "bigint"),
+        ("segment_before", "bigint"),
+    ],
     head: "UPDATE sessions SET segment_id = given.segment_id, archived_count = given.actions, \
            index_version = index_version + 1 FROM ",
-    tail: " WHERE sessions.id = given.id AND sessions.archived_count = given.before RETURNING sessions.id",
+    tail: " WHERE sessions.id = given.id AND sessions.archived_count = given.before \
+           AND coalesce(sessions.segment_id, 0) = given.segment_before RETURNING sessions.id",
 };
 
 /// The reverse.
@@ -69,11 +78,12 @@ impl Store {
         &self,
         window: Window,
         sealing: Vec<Sealing>,
+        lease: &Lease,
         gone: &mut ExpiredDay,
     ) -> Result<()> {
         let mut attempts = Attempts::default();
         loop {
-            match self.segments_seal_with_window_once(window, &sealing).await {
+            match self.segments_seal_with_window_once(window, &sealing, lease).await {
                 Ok((sessions, actions, bytes)) => {
                     gone.sessions += sessions;
                     gone.actions += actions;
@@ -90,11 +100,13 @@ impl Store {
         &self,
         window: Window,
         sealing: &[Sealing],
+        lease: &Lease,
     ) -> Result<(i64, i64, i64), Failure> {
         let tx = self.begin_long().await?;
         let (from, to) = window.bounds();
-        for Sealing { segment, path, .. } in sealing {
-            seal(&tx, *segment, path, 0).await?;
+        lease.check_in_txn(&tx).await?;
+        for Sealing { segment, written, .. } in sealing {
+            seal(&tx, *segment, written, 0, lease).await?;
         }
         count_drop(&tx).await?;
         let mut claimed = HashSet::new();
@@ -142,18 +154,19 @@ impl Store {
     }
 
     /// Puts a segment in use, and removes the rows of its sessions one session at a time.
-    pub(super) async fn segment_seal(&self, sealing: Sealing, gone: &mut ExpiredDay) -> Result<()> {
-        let Sealing { segment, path, sessions } = sealing;
+    pub(super) async fn segment_seal(&self, sealing: Sealing, lease: &Lease, gone: &mut ExpiredDay) -> Result<()> {
+        let Sealing { segment, written, sessions } = sealing;
         let tx = self.begin().await?;
+        lease.check_in_txn(&tx).await.map_err(Error::from)?;
         // Until all are in it, it has what is of no use.
-        seal(&tx, segment, &path, 1).await.map_err(Error::from)?;
+        seal(&tx, segment, &written, 1, lease).await.map_err(Error::from)?;
         tx.commit().await?;
         failpoint::reach("segment sealed");
         let mut is_complete = true;
         for session in &sessions {
             let mut attempts = Attempts::default();
             let is_in_it = loop {
-                match self.session_archive_once(segment, &path, session).await {
+                match self.session_archive_once(segment, &written.file.path, session).await {
                     Ok(is_in_it) => break is_in_it,
                     Err(failure) => attempts.again_after(failure).await?,
                 }
@@ -199,13 +212,28 @@ impl ToArchive {
 }
 
 /// The file is read from now on.
-async fn seal(tx: &DatabaseTransaction, segment: i64, path: &str, stale: i64) -> Result<(), Failure> {
-    let sql = "UPDATE segments SET path = spare_path, spare_path = NULL, spare_since = NULL, stale = $3 \
-         WHERE id = $1 AND spare_path = $2 AND path IS NULL";
-    let values = [segment.into(), path.into(), stale.into()];
+async fn seal(
+    tx: &DatabaseTransaction,
+    segment: i64,
+    written: &Written,
+    stale: i64,
+    lease: &Lease,
+) -> Result<(), Failure> {
+    let path = &written.file.path;
+    let sql = "UPDATE segments SET path = $1, bytes = $2, action_count = $3, digest = $4, stale = $5 \
+         WHERE id = $6 AND path IS NULL";
+    let values = [
+        path.into(),
+        written.file.bytes.cast_signed().into(),
+        written.actions.cast_signed().into(),
+        written.digest.clone().into(),
+        stale.into(),
+        segment.into(),
+    ];
+    let is_unused = advance(tx, path, &[FileState::Written], FileState::InUse, lease.now()).await?;
     let sealed = tx.execute_raw(Statement::from_sql_and_values(tx.get_database_backend(), sql, values)).await?;
-    // Somebody else took it for forgotten.
-    if sealed.rows_affected() == 1 { Ok(()) } else { Err(Error::Contention.into()) }
+    // Somebody else took its writer for dead.
+    if is_unused && sealed.rows_affected() == 1 { Ok(()) } else { Err(Error::Contention.into()) }
 }
 
 /// Whether a segment is read from this file. It is not changed until the transaction ends.
@@ -218,7 +246,13 @@ pub(super) async fn is_in_use(tx: &DatabaseTransaction, segment: i64, path: &str
 /// Says which segment sessions are in. Gives those of which nobody else has said so.
 async fn claim(tx: &DatabaseTransaction, segment: i64, sessions: &[ToArchive]) -> Result<Vec<Uuid>, DbErr> {
     let row = |session: &ToArchive| {
-        vec![session.id.into(), segment.into(), session.actions.into(), session.archived_count.into()]
+        vec![
+            session.id.into(),
+            segment.into(),
+            session.actions.into(),
+            session.archived_count.into(),
+            session.segment_id.unwrap_or(0).into(),
+        ]
     };
     let claimed: Vec<Id> = CLAIM.rows(tx, sessions.iter().map(row).collect()).await?;
     Ok(claimed.into_iter().map(|row| row.id).collect())

@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, NaiveDate, Utc};
-use sea_orm::{ConnectionTrait as _, FromQueryResult, Statement};
+use chrono::NaiveDate;
+use sea_orm::{FromQueryResult, Statement};
 use uuid::Uuid;
 
-use super::{Sealing, Store, ToArchive};
+use super::{Sealing, Store, ToArchive, files::plan};
 use crate::{
     archive::{ArchivedAction, RowDigest, SegmentFile, SegmentWriter, Wanted, Written},
     error::{Error, Result},
     failpoint,
     model::SessionId,
-    store::{segment::Actions, track::tracks_of},
+    store::{failure::Failure, lease::Lease, segment::Actions, track::tracks_of},
 };
 
 /// Sessions that are read by one statement.
@@ -29,43 +29,45 @@ struct NewSegment {
 impl Store {
     /// Writes a segment of sessions, and verifies it. Gives those of them whose actions it has, all of them; none where there
     /// are no such.
-    pub(super) async fn segment_write(&self, sessions: &[ToArchive], now: DateTime<Utc>) -> Result<Option<Sealing>> {
+    pub(super) async fn segment_write(&self, sessions: &[ToArchive], lease: &Lease) -> Result<Option<Sealing>> {
         let Some(first) = sessions.first() else { return Ok(None) };
         // Where a partition has several days, so may a segment. It goes by the first of them.
         let day = SessionId::from_uuid(first.id).started_at().date_naive();
         let path = new_path(day);
-        let sql = "INSERT INTO segments (day, spare_path, spare_since) VALUES ($1, $2, $3) RETURNING id";
-        let values = [day.into(), path.clone().into(), now.into()];
-        let row = NewSegment::find_by_statement(Statement::from_sql_and_values(self.backend, sql, values));
-        let segment = row.one(&self.write).await?.ok_or(Error::Internal)?.id;
+        let segment = self.segment_plan(day, &path, lease).await?;
         failpoint::reach("segment planned");
-        let outcome = self.segment_write_file(&path, sessions, None).await;
-        let (written, sessions) = match outcome {
-            Ok(written) => written,
-            Err(error) => {
-                self.segment_give_up(segment, &path).await;
-                return Err(error);
-            }
-        };
-        if sessions.is_empty() {
-            self.segment_give_up(segment, &path).await;
-            return Ok(None);
+        let sealing = self.segment_prepare(segment, &path, sessions, lease).await;
+        if !matches!(sealing, Ok(Some(_))) {
+            self.file_give_up(&path, segment, lease.now()).await;
         }
-        self.segment_note(segment, &written).await?;
-        Ok(Some(Sealing { segment, path, sessions }))
+        sealing
     }
 
-    /// What is known of a file before it is in use.
-    async fn segment_note(&self, segment: i64, written: &Written) -> Result<()> {
-        let sql = "UPDATE segments SET bytes = $1, action_count = $2, digest = $3 WHERE id = $4 AND path IS NULL";
-        let values = [
-            written.file.bytes.cast_signed().into(),
-            written.actions.cast_signed().into(),
-            written.digest.clone().into(),
-            segment.into(),
-        ];
-        self.write.execute_raw(Statement::from_sql_and_values(self.backend, sql, values)).await?;
-        Ok(())
+    async fn segment_prepare(
+        &self,
+        segment: i64,
+        path: &str,
+        sessions: &[ToArchive],
+        lease: &Lease,
+    ) -> Result<Option<Sealing>> {
+        let (written, sessions) = self.segment_write_file(path, sessions, None).await?;
+        if sessions.is_empty() {
+            return Ok(None);
+        }
+        self.file_written(path, lease.now()).await?;
+        Ok(Some(Sealing { segment, written, sessions }))
+    }
+
+    /// Notes a segment, and the file that it is going to have.
+    async fn segment_plan(&self, day: NaiveDate, path: &str, lease: &Lease) -> Result<i64, Failure> {
+        let tx = self.begin().await?;
+        lease.check_in_txn(&tx).await?;
+        let sql = "INSERT INTO segments (day) VALUES ($1) RETURNING id";
+        let row = NewSegment::find_by_statement(Statement::from_sql_and_values(self.backend, sql, [day.into()]));
+        let segment = row.one(&tx).await?.ok_or(Error::Internal)?.id;
+        plan(&tx, path, segment, lease.now()).await?;
+        tx.commit().await?;
+        Ok(segment)
     }
 
     /// Writes and verifies a file: of all actions of sessions, or of what another file has of them. Gives the sessions that it
@@ -144,20 +146,6 @@ impl Store {
         }
         tracing::error!(path = file.path, "a segment is not what was written");
         Err(Error::SegmentDamaged)
-    }
-
-    /// Leaves a segment that did not come about to the next tidying up, or removes it at once.
-    async fn segment_give_up(&self, segment: i64, path: &str) {
-        let given_up = async {
-            self.archive()?.remove(path).await?;
-            let sql = "DELETE FROM segments WHERE id = $1 AND path IS NULL AND spare_path = $2";
-            let values = [segment.into(), path.into()];
-            self.write.execute_raw(Statement::from_sql_and_values(self.backend, sql, values)).await?;
-            Ok::<_, Error>(())
-        };
-        if let Err(error) = given_up.await {
-            tracing::warn!(%error, path, "a segment that did not come about is left for later");
-        }
     }
 }
 

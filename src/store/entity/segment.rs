@@ -2,7 +2,7 @@
 
 use sea_orm::entity::prelude::*;
 
-/// A file of old sessions' actions.
+/// Old sessions' actions. Which file they are in may change.
 #[derive(Clone, Debug, DeriveEntityModel)]
 #[sea_orm(table_name = "segments")]
 pub struct Model {
@@ -19,10 +19,6 @@ pub struct Model {
     pub action_count: i64,
     /// The digest of its rows.
     pub digest: Option<String>,
-    /// A file that nobody reads: one that is being written, or is to be removed.
-    pub spare_path: Option<String>,
-    /// Since when it is there.
-    pub spare_since: Option<DateTimeUtc>,
     /// How often something in the file has ceased to belong to a session since it was written.
     pub stale: i64,
 }

@@ -21,6 +21,8 @@ const ALL_TABLES: &[&str] = &[
     "tombstones",
     "erasures",
     "segments",
+    "segment_files",
+    "leases",
     "facets",
     "facet_days",
     "actions",

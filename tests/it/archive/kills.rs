@@ -5,7 +5,7 @@ use std::path::Path;
 use futures_util::{StreamExt as _, stream};
 use reel::proto::DeleteSessionRequest;
 
-use super::{archive_all, files, play_each, record_sessions, tidy, with_archive};
+use super::{archive_all, end_lease, files, play_each, record_sessions, tidy, with_archive};
 use crate::{
     crash::process::reel as reel_command,
     harness::{Backend, TestDatabase},
@@ -15,10 +15,19 @@ use crate::{
 on_both_databases!(killed_at_any_step_it_loses_nothing_and_shows_nothing_twice);
 
 /// The places of `failpoint::reach`: those of archiving, then those of writing anew.
-const STEPS: [&str; 6] =
-    ["segment planned", "segment written", "segment verified", "segment sealed", "session archived", "segments sealed"];
+const STEPS: [&str; 7] = [
+    "segment planned",
+    "segment written",
+    "segment verified",
+    "segment noted",
+    "segment sealed",
+    "session archived",
+    "segments sealed",
+];
 const DROPPING: [&str; 2] = ["actions detached", "actions dropped"];
-const RENEWING: [&str; 4] = ["renewal planned", "renewal written", "renewal swapped", "spare removed"];
+const RENEWING: [&str; 4] = ["renewal planned", "renewal written", "renewal swapped", "file removed"];
+/// Tidying up behind one that has died.
+const FORGOING: [&str; 1] = ["file forgone"];
 
 /// Runs `reel archive`, to its death if it gets to a place. Gives whether it did.
 async fn archive(database: &TestDatabase, folder: &Path, place: &str) -> bool {
@@ -39,13 +48,18 @@ async fn die_at(place: &str, backend: Backend) -> bool {
         let request = DeleteSessionRequest { session_id: ids.remove(1) };
         reel.sessions().delete_session(request).await.unwrap();
         before.remove(1);
-        if place == "spare removed" {
+        if place == "file removed" {
             // Written anew long ago: the old file is to be removed.
             archive(&database, folder.path(), "nowhere").await;
-            database.execute("UPDATE segments SET spare_since = '2026-01-01T00:00:00.000000+00:00'").await;
+            database.execute("UPDATE segment_files SET since = '2026-01-01T00:00:00.000000+00:00'").await;
         }
     }
+    if FORGOING.contains(&place) {
+        assert!(archive(&database, folder.path(), "segment written").await);
+        end_lease(&database).await;
+    }
     let has_died = archive(&database, folder.path(), place).await;
+    end_lease(&database).await;
     assert_eq!(play_each(&reel, &ids).await, before, "after dying at {place}");
     // By the next run all is as if it had not died.
     archive_all(&reel).await;
@@ -77,15 +91,16 @@ async fn die_at(place: &str, backend: Backend) -> bool {
 }
 
 async fn killed_at_any_step_it_loses_nothing_and_shows_nothing_twice(backend: Backend) {
-    let places = STEPS.into_iter().chain(DROPPING).chain(RENEWING);
+    let places = STEPS.into_iter().chain(DROPPING).chain(RENEWING).chain(FORGOING);
     let deaths = stream::iter(places).map(async |place| (place, die_at(place, backend).await)).buffered(4);
     let died_at: Vec<_> = deaths.filter_map(async |(place, has_died)| has_died.then_some(place)).collect().await;
     let expected: Vec<_> = match backend {
         // Where there are no partitions, sessions go one by one; where there are, days.
-        Backend::Sqlite => STEPS[..5].iter().chain(&RENEWING).copied().collect(),
+        Backend::Sqlite => STEPS[..6].iter().chain(&RENEWING).chain(&FORGOING).copied().collect(),
         Backend::Postgres => {
-            let archiving = ["segment planned", "segment written", "segment verified", "segments sealed"];
-            archiving.into_iter().chain(DROPPING).chain(RENEWING).collect()
+            let archiving =
+                ["segment planned", "segment written", "segment verified", "segment noted", "segments sealed"];
+            archiving.into_iter().chain(DROPPING).chain(RENEWING).chain(FORGOING).collect()
         }
     };
     assert_eq!(died_at, expected);
