@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use chrono::{SubsecRound as _, Utc};
+use chrono::SubsecRound as _;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
@@ -169,7 +169,7 @@ impl Lane {
     async fn write(&self, mut group: Vec<Waiting>, known: &mut KnownSessions) -> bool {
         // Nobody waits for them: the upload has ended with the refusal.
         group.retain(|waiting| !waiting.upload.is_over_before(waiting.place));
-        let now = Utc::now().trunc_subsecs(6);
+        let now = self.shared.store.now().trunc_subsecs(6);
         let batches: Vec<_> =
             group.iter().map(|waiting| Arrived { batch: &waiting.batch, upload: waiting.upload.id() }).collect();
         let outcomes = self.shared.store.batches_append(&batches, known, now, self.shared.limits.max_tracks).await;
