@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
@@ -42,7 +42,7 @@ pub async fn keep(store: &Store) {
 async fn catch_up(store: &Store, ids: &mut FacetIds) -> Result<()> {
     loop {
         let due =
-            store.index_due(Due { quiet_since: Utc::now() - QUIET_FOR, grown_by: GROWN_BY }, SESSIONS_A_LOOK).await?;
+            store.index_due(Due { quiet_since: store.now() - QUIET_FOR, grown_by: GROWN_BY }, SESSIONS_A_LOOK).await?;
         if due.is_empty() {
             return Ok(());
         }

@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
@@ -35,7 +35,7 @@ pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Durat
         let mut ticks = interval(PARTITIONS_EVERY);
         loop {
             ticks.tick().await;
-            if let Err(error) = store.unless_away(store.partitions_maintain(Utc::now())).await {
+            if let Err(error) = store.unless_away(store.partitions_maintain(store.now())).await {
                 tracing::warn!(%error, "partitions not maintained, trying again later");
             }
         }
@@ -55,7 +55,7 @@ pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Durat
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            match store.unless_away(store.retention_apply(policy, Utc::now())).await {
+            match store.unless_away(store.retention_apply(policy, store.now())).await {
                 // Another process is at it.
                 Ok(_) | Err(Error::RetentionRunning) => {}
                 Err(error) => tracing::warn!(%error, "retention not applied, trying again later"),
@@ -67,7 +67,7 @@ pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Durat
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let resume = store.erasures_resume(Utc::now(), |session| changes.announce(session));
+            let resume = store.erasures_resume(store.now(), |session| changes.announce(session));
             if let Err(error) = store.unless_away(resume).await {
                 tracing::warn!(%error, "erasures not finished, trying again later");
             }
@@ -86,7 +86,7 @@ pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Durat
 /// Ends the sessions of which nothing has arrived for the timeout.
 async fn end_idle(store: &Store, changes: &Arc<Changes>, idle_timeout: Duration) -> Result<()> {
     let timeout = TimeDelta::from_std(idle_timeout).unwrap_or(TimeDelta::MAX);
-    let Some(silent_since) = Utc::now().checked_sub_signed(timeout) else { return Ok(()) };
+    let Some(silent_since) = store.now().checked_sub_signed(timeout) else { return Ok(()) };
     loop {
         let ended = store.session_end_idle(silent_since, IDLE_STEP).await?;
         if ended.is_empty() {

@@ -24,6 +24,7 @@ mod archive;
 
 mod changes;
 mod claim;
+mod clock;
 mod connect;
 mod entity;
 mod erasure;
@@ -73,6 +74,8 @@ pub struct Store {
     partition_days: u16,
     /// Whether a write has failed, and none has gone through since that was to find out.
     writes_in_doubt: Arc<AtomicBool>,
+    /// The time, as the database has it.
+    clock: clock::Clock,
     /// Whether the database has answered when it was last asked whether it is there.
     answers: watch::Sender<bool>,
     /// When it has last not answered.
@@ -118,6 +121,7 @@ impl Store {
             known_partitions,
             partition_days: 1,
             writes_in_doubt,
+            clock: clock::Clock::default(),
             answers,
             outage,
             has_erased,

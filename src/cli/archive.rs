@@ -80,7 +80,7 @@ pub(super) async fn archive(args: ArchiveArgs) -> Result<(), Failure> {
 }
 
 async fn archive_before(store: &Store, args: &ArchiveArgs) -> Result<(), Failure> {
-    let now = Utc::now();
+    let now = store.now();
     let before = args.before.unwrap_or(now.date_naive());
     let after = (now - midnight(before)).max(TimeDelta::zero());
     let archive = Some(ArchivePolicy { after: Some(after), keep_for: None });
@@ -124,7 +124,7 @@ async fn restore_all(store: &Store, args: &RestoreArgs) -> Result<(), Failure> {
         sessions.extend(store.sessions_archived(midnight(from), midnight(end)).await?);
     }
     let pin_for = TimeDelta::from_std(args.pin_for).unwrap_or(TimeDelta::MAX);
-    let until = Utc::now().checked_add_signed(pin_for).ok_or("--pin-for is too long")?;
+    let until = store.now().checked_add_signed(pin_for).ok_or("--pin-for is too long")?;
     let pin = Pin { until, reason: "restored from the archive".to_owned() };
     let (mut restored, mut actions) = (0, 0);
     for session in sessions {

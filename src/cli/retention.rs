@@ -1,6 +1,5 @@
 //! `reel retention`: forgets by hand what is not kept, or says what would go.
 
-use chrono::Utc;
 use clap::Args;
 
 use super::{Failure, open_store};
@@ -27,7 +26,7 @@ pub(super) struct RetentionCommand {
 pub(super) async fn retention(args: RetentionCommand) -> Result<(), Failure> {
     let store = open_store(&args.database, args.retention.open_archive()?).await?;
     store.prepare().await?;
-    let (policy, now) = (args.retention.policy(), Utc::now());
+    let (policy, now) = (args.retention.policy(), store.now());
     let report = if args.dry_run {
         store.retention_preview(&policy, now).await
     } else {

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use chrono::{SubsecRound as _, Utc};
+use chrono::SubsecRound as _;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
@@ -193,7 +193,7 @@ impl Lane {
     async fn write(self: &Arc<Self>, mut group: Vec<Waiting>, known: &mut KnownSessions) -> bool {
         // Nobody waits for them: the upload has ended with the refusal.
         group.retain(|waiting| !waiting.upload.is_over_before(waiting.place));
-        let now = Utc::now().trunc_subsecs(6);
+        let now = self.shared.store.now().trunc_subsecs(6);
         let arrived = |waiting| {
             let Waiting { batch, upload, archived, .. }: &Waiting = waiting;
             Arrived { batch, upload: upload.id(), archived: archived.as_ref() }

@@ -138,7 +138,7 @@ impl Shared {
     async fn write(&self, boundary: &Boundary) -> Result<SessionReceipt> {
         let receipt = match boundary {
             Boundary::Start(start) => {
-                let now = Utc::now().trunc_subsecs(6);
+                let now = self.store.now().trunc_subsecs(6);
                 self.check_age(start, now).await?;
                 self.store.session_start(start, now, self.limits.max_attributes).await?;
                 SessionReceipt { started: true, ..SessionReceipt::new(start.id) }

@@ -1,6 +1,5 @@
 //! `reel.v1.AnalyticsService`. Nothing here runs in a task of its own: a caller that goes away takes its question along.
 
-use chrono::Utc;
 use tonic::{Request, Response, Status};
 
 use super::Services;
@@ -25,7 +24,7 @@ impl AnalyticsService for Services {
         request: Request<CountActionsRequest>,
     ) -> Result<Response<CountActionsResponse>, Status> {
         let counting = parse_count_actions(request.into_inner())?;
-        let counts = self.store.action_counts(&counting, Utc::now()).await?;
+        let counts = self.store.action_counts(&counting, self.store.now()).await?;
         Ok(Response::new(action_counts_to_proto(counts, &counting.group_by)))
     }
 
@@ -34,7 +33,7 @@ impl AnalyticsService for Services {
         request: Request<GetSessionDurationsRequest>,
     ) -> Result<Response<GetSessionDurationsResponse>, Status> {
         let (filter, bounds) = parse_session_durations(request.into_inner())?;
-        let days = self.store.session_durations(&filter, Utc::now()).await?;
+        let days = self.store.session_durations(&filter, self.store.now()).await?;
         Ok(Response::new(session_durations_to_proto(days, &bounds)))
     }
 
@@ -43,7 +42,7 @@ impl AnalyticsService for Services {
         request: Request<GetErrorFrequencyRequest>,
     ) -> Result<Response<GetErrorFrequencyResponse>, Status> {
         let (filter, target, interval) = parse_error_frequency(request.into_inner())?;
-        let frequency = self.store.error_frequency(&filter, target.as_deref(), interval, Utc::now());
+        let frequency = self.store.error_frequency(&filter, target.as_deref(), interval, self.store.now());
         let (total, intervals) = frequency.await?;
         let intervals = intervals.into_iter().map(error_frequency_to_proto).collect();
         Ok(Response::new(GetErrorFrequencyResponse { total: Some(error_frequency_to_proto(total)), intervals }))
@@ -54,13 +53,13 @@ impl AnalyticsService for Services {
         request: Request<ListTransitionsRequest>,
     ) -> Result<Response<ListTransitionsResponse>, Status> {
         let counting = parse_list_transitions(request.into_inner())?;
-        let transitions = self.store.transitions(&counting, Utc::now()).await?;
+        let transitions = self.store.transitions(&counting, self.store.now()).await?;
         Ok(Response::new(transitions_to_proto(transitions)))
     }
 
     async fn get_funnel(&self, request: Request<GetFunnelRequest>) -> Result<Response<GetFunnelResponse>, Status> {
         let counting = parse_funnel(request.into_inner())?;
-        let steps = self.store.funnel(&counting, Utc::now()).await?;
+        let steps = self.store.funnel(&counting, self.store.now()).await?;
         Ok(Response::new(funnel_to_proto(steps)))
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{collections::VecDeque, pin::Pin};
 
-use chrono::Utc;
 use tokio::sync::{OwnedSemaphorePermit, oneshot::error::RecvError};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
@@ -156,7 +155,12 @@ impl Upload {
             Err(status) => return self.end = Some(Err(status)),
         };
         let permit = self.permits.as_ref().and_then(|permits| permits.take(|| prost::Message::encoded_len(&message)));
-        match parse_event(message, self.current, (&self.services.limits, &self.services.redaction), Utc::now()) {
+        match parse_event(
+            message,
+            self.current,
+            (&self.services.limits, &self.services.redaction),
+            self.services.store.now(),
+        ) {
             Err(error) => self.end = Some(Err(error.into())),
             Ok(event @ IngestEvent::Batch(_)) => self.submit(event, permit),
             Ok(event) => {

@@ -1,6 +1,5 @@
 //! `reel.v1.RetentionService`.
 
-use chrono::Utc;
 use tonic::{Request, Response, Status};
 
 use super::Services;
@@ -21,7 +20,7 @@ impl RetentionService for Services {
     ) -> Result<Response<PreviewRetentionResponse>, Status> {
         let policy = self.retention;
         let preview =
-            move |store: crate::store::Store| async move { store.retention_preview(&policy, Utc::now()).await };
+            move |store: crate::store::Store| async move { store.retention_preview(&policy, store.now()).await };
         let report = self.store.ask(preview).await?;
         Ok(Response::new(PreviewRetentionResponse { report: Some(retention_report_to_proto(&report)) }))
     }
@@ -33,7 +32,7 @@ impl RetentionService for Services {
         let services = self.clone();
         // In a task of its own: a caller that goes away cannot cut it in half.
         let applying = self.tasks.spawn(async move {
-            services.store.unless_away(services.store.retention_apply(&services.retention, Utc::now())).await
+            services.store.unless_away(services.store.retention_apply(&services.retention, services.store.now())).await
         });
         let report = applying.await.unwrap_or(Err(Error::Internal))?;
         Ok(Response::new(ApplyRetentionResponse { report: Some(retention_report_to_proto(&report)) }))
@@ -43,7 +42,7 @@ impl RetentionService for Services {
         &self,
         _: Request<GetStorageStatsRequest>,
     ) -> Result<Response<GetStorageStatsResponse>, Status> {
-        let stats = self.store.ask(|store| async move { store.storage_stats(Utc::now()).await }).await?;
+        let stats = self.store.ask(|store| async move { store.storage_stats(store.now()).await }).await?;
         Ok(Response::new(storage_stats_to_proto(&stats, &self.retention)))
     }
 }

@@ -1,6 +1,5 @@
 //! `reel.v1.SessionService`.
 
-use chrono::Utc;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
@@ -32,7 +31,7 @@ impl SessionService for Services {
     ) -> Result<Response<ListSessionsResponse>, Status> {
         let (search, size, scope) = parse_list_sessions(request.into_inner())?;
         // Not in a task of its own: a caller that goes away takes the question along.
-        let found = self.store.session_search(&search, Utc::now()).await?;
+        let found = self.store.session_search(&search, self.store.now()).await?;
         let places: Vec<_> = found.sessions.iter().map(|found| found.session.place(search.order)).collect();
         let mut sessions = found.sessions.into_iter().map(found_session_to_proto).collect();
         let next_page_token = cut_page(&mut sessions, size, &scope, |last| place_to_text(places[last]));
@@ -44,7 +43,7 @@ impl SessionService for Services {
         request: Request<ListActionsRequest>,
     ) -> Result<Response<ListActionsResponse>, Status> {
         let (search, size, scope) = parse_list_actions(request.into_inner())?;
-        let found = self.store.action_search(&search, Utc::now()).await?;
+        let found = self.store.action_search(&search, self.store.now()).await?;
         let places: Vec<_> = found.iter().map(|found| (found.session, found.stored.position())).collect();
         let mut actions = found.into_iter().map(found_action_to_proto).collect();
         let place = |last: usize| action_place_to_text(places[last].0, places[last].1);
@@ -72,7 +71,7 @@ impl SessionService for Services {
         let services = self.clone();
         // In a task of its own: a caller that goes away cannot cut it in half.
         let erasure = self.tasks.spawn(async move {
-            let erased = services.store.session_erase(id, Utc::now()).await;
+            let erased = services.store.session_erase(id, services.store.now()).await;
             services.changes.announce(id);
             erased
         });

@@ -1,6 +1,5 @@
 //! `reel.v1.UserService`.
 
-use chrono::Utc;
 use tonic::{Request, Response, Status};
 
 use super::{Services, session::cut_page};
@@ -19,7 +18,7 @@ use crate::{
 impl UserService for Services {
     async fn upsert_user(&self, request: Request<UpsertUserRequest>) -> Result<Response<UpsertUserResponse>, Status> {
         let user = request.into_inner().user.ok_or_else(|| Error::invalid("user", "must be set"))?;
-        let user = parse_user("user", user, &self.limits, Utc::now())?;
+        let user = parse_user("user", user, &self.limits, self.store.now())?;
         let limit = self.limits.max_attributes;
         let user = self.store.ask(|store| async move { store.user_upsert(user, limit).await }).await?;
         Ok(Response::new(UpsertUserResponse { user: Some(user_to_proto(user)) }))
@@ -60,7 +59,7 @@ impl UserService for Services {
         let services = self.clone();
         // In a task of its own: a caller that goes away does not leave it half done.
         let erasure = self.tasks.spawn(async move {
-            services.store.user_erase(&id, Utc::now(), |session| services.changes.announce(session)).await
+            services.store.user_erase(&id, services.store.now(), |session| services.changes.announce(session)).await
         });
         let erased = erasure.await.unwrap_or(Err(Error::Internal))?;
         Ok(Response::new(DeleteUserResponse {

@@ -72,7 +72,7 @@ impl Health {
     /// Makes the database ready, for as long as that takes. Fails if waiting cannot help.
     pub(super) async fn prepare(&self) -> Result<(), Unfit> {
         loop {
-            match self.store.prepare().await {
+            match self.store.prepare().await.and_then(|()| self.store.check_clock()) {
                 Ok(()) => break,
                 Err(unfit) if unfit.is_passing() => {
                     tracing::warn!(error = %unfit, "the database is not ready, trying again");
@@ -87,11 +87,12 @@ impl Health {
         Ok(())
     }
 
-    /// Tells health whether the database answers and takes what is written, for ever.
+    /// Tells health whether the database answers and takes what is written, for ever. That the clock has come to differ from
+    /// the database's is only said: nothing goes by it, and when it is the database's that is wrong, recording must go on.
     pub(super) async fn watch(&self) {
         let mut ticks = interval(ASK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut answered = true;
+        let (mut answered, mut was_right) = (true, true);
         loop {
             ticks.tick().await;
             let answers = self.store.probe().await.is_ok();
@@ -100,6 +101,14 @@ impl Health {
                 let status = if answers { ServingStatus::Serving } else { ServingStatus::NotServing };
                 tracing::warn!(%status, "the database has come or gone");
                 self.set(status).await;
+            }
+            let clock = self.store.check_clock();
+            if clock.is_ok() != was_right {
+                was_right = clock.is_ok();
+                match clock {
+                    Ok(()) => tracing::info!("the clock of this process agrees with the database's again"),
+                    Err(error) => tracing::warn!(%error, "the clocks do not agree"),
+                }
             }
         }
     }

@@ -115,7 +115,7 @@ impl Store {
             }
             if sessions.is_empty() && self.user_delete(user_id).await? {
                 erasure::Entity::update_many()
-                    .col_expr(erasure::Column::FinishedAt, Expr::val(Utc::now()))
+                    .col_expr(erasure::Column::FinishedAt, Expr::val(self.now()))
                     .col_expr(erasure::Column::UserId, Expr::val(None::<String>))
                     .filter(erasure::Column::UserDigest.eq(digest(user_id)))
                     .filter(erasure::Column::FinishedAt.is_null())

@@ -61,7 +61,7 @@ impl Store {
     }
 
     async fn lease_take(&self, name: &'static str, holder: Uuid) -> Result<bool, DbErr> {
-        let now = Utc::now();
+        let now = self.now();
         let row = lease::ActiveModel { name: Set(name.to_owned()), holder: Set(holder), until: Set(now + LASTS) };
         let mut taken = OnConflict::column(lease::Column::Name);
         taken.update_columns([lease::Column::Holder, lease::Column::Until]);
@@ -77,7 +77,7 @@ impl Store {
         loop {
             tokio::time::sleep(RENEWED_EVERY).await;
             let renewed = lease::Entity::update_many()
-                .col_expr(lease::Column::Until, Expr::value(Utc::now() + LASTS))
+                .col_expr(lease::Column::Until, Expr::value(self.now() + LASTS))
                 .filter(lease::Column::Name.eq(name))
                 .filter(lease::Column::Holder.eq(holder))
                 .exec(&self.write)
@@ -109,7 +109,7 @@ impl Lease {
     /// Fails if another has taken the lease. Nobody can, until the transaction ends.
     pub(super) async fn check_in_txn(&self, tx: &DatabaseTransaction) -> Result<(), Failure> {
         let held = lease::Entity::update_many()
-            .col_expr(lease::Column::Until, Expr::value(Utc::now() + LASTS))
+            .col_expr(lease::Column::Until, Expr::value(self.store.now() + LASTS))
             .filter(lease::Column::Name.eq(self.name))
             .filter(lease::Column::Holder.eq(self.holder));
         let is_held = held.exec(tx).await?.rows_affected == 1;

@@ -1,4 +1,5 @@
-//! Makes a database fit for use: checks that what it commits is durable, and has its schema brought up to date.
+//! Makes a database fit for use: checks that what it commits is durable, asks what time it is, and has its schema brought up to
+//! date.
 
 use sea_orm::{FromQueryResult, Statement};
 
@@ -30,6 +31,12 @@ pub enum Unfit {
     /// The migrations failed.
     #[error("the schema cannot be brought up to date")]
     Migration,
+    /// The clock of this process cannot be relied on.
+    #[error("the clock of this process is {seconds} s ahead of the database's: it has to be right within a minute")]
+    ClockWrong {
+        /// Seconds that it is ahead; negative where it is behind.
+        seconds: i64,
+    },
     /// The database cannot be reached now. It may be later.
     #[error("the database is unavailable")]
     Unavailable,
@@ -39,7 +46,7 @@ impl Unfit {
     /// Whether waiting may help.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Unavailable)
+        matches!(self, Self::Unavailable | Self::ClockWrong { .. })
     }
 }
 
@@ -62,16 +69,26 @@ struct Setting {
 }
 
 impl Store {
-    /// Checks the database's settings and brings its schema up to date. May be called by several processes at once, and
+    /// Checks the database's settings, asks for its time and brings its schema up to date. May be called by several processes at once, and
     /// again.
     pub async fn prepare(&self) -> Result<(), Unfit> {
         self.check_durability().await?;
+        self.clock_measure().await?;
         self.migrate().await?;
         // Nothing depends on them: there is the default one.
-        if let Err(error) = self.partitions_make_ahead(chrono::Utc::now()).await {
+        if let Err(error) = self.partitions_make_ahead(self.now()).await {
             tracing::warn!(%error, "partitions not made, trying again later");
         }
         Ok(())
+    }
+
+    /// Fails where the clock of this process is more than a minute off the database's. What is stamped is stamped by the
+    /// database's all the same; but whoever runs a process with such a clock should know.
+    pub fn check_clock(&self) -> Result<(), Unfit> {
+        match self.clock_error() {
+            Some(error) => Err(Unfit::ClockWrong { seconds: error.num_seconds() }),
+            None => Ok(()),
+        }
     }
 
     async fn check_durability(&self) -> Result<(), Unfit> {

@@ -1,10 +1,15 @@
 //! Whether the database can do its work now, writing included. Asked every second, so it writes nothing as long as writes
 //! go through by themselves.
 
-use std::{io::Write as _, path::PathBuf, sync::atomic::Ordering, time::Duration};
+use std::{
+    io::Write as _,
+    path::PathBuf,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
+use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait as _, DbErr, FromQueryResult, Statement, TransactionTrait as _};
-
 use tokio::time::timeout;
 
 use super::{Store, connect::STATEMENT_TIMEOUT};
@@ -20,8 +25,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 const ASK_TIMEOUT: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(5));
 
 #[derive(FromQueryResult)]
-struct ReadOnly {
+struct State {
     read_only: bool,
+    clock: DateTime<Utc>,
 }
 
 #[derive(FromQueryResult)]
@@ -96,15 +102,18 @@ impl Store {
         }
     }
 
-    /// A standby, or a server whose operator has made it read-only, answers and is of no use.
+    /// A standby, or a server whose operator has made it read-only, answers and is of no use. Says what time it is, too.
     async fn is_writable(&self) -> Result<bool> {
         if !self.is_postgres() {
             return Ok(self.probe.ping().await.map(|()| true)?);
         }
-        let sql = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean AS read_only";
-        let statement = Statement::from_string(self.backend, sql);
-        let read_only = ReadOnly::find_by_statement(statement).one(&self.probe).await?;
-        Ok(read_only.is_some_and(|row| !row.read_only))
+        let sql = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean AS read_only, \
+                       clock_timestamp() AS clock";
+        let asked = Instant::now();
+        let state = State::find_by_statement(Statement::from_string(self.backend, sql)).one(&self.probe).await?;
+        let Some(state) = state else { return Ok(false) };
+        self.clock.set(state.clock, asked);
+        Ok(!state.read_only)
     }
 
     /// A transaction that needs room where the tables are, and leaves nothing behind. Not in a table that exists: that may
