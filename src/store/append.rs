@@ -77,6 +77,7 @@ impl Store {
         now: DateTime<Utc>,
         max_tracks: usize,
     ) -> Vec<Result<TrackReceipt>> {
+        known.forget_erased();
         let mut append = Append {
             store: self,
             batches,

@@ -1,5 +1,7 @@
 //! Recording: what is stored, what is acknowledged, what is refused.
 
+mod gone;
+
 use reel::proto::{
     Action, GetIngestCursorRequest, RejectionReason, SessionEnd, SessionStart,
     ingest_service_client::IngestServiceClient,

@@ -28,7 +28,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '500ms'";
 
 /// One text for any number of tracks, so that it is prepared once. The rows come in the order of their keys, and are locked
-/// in it. A track is moved only from where it is expected: rows that are not are not counted.
+/// in it. A track is moved only from where it is expected, and keeps its number: rows that are not are not given back. A row
+/// that is new (its `xmax` is 0) was expected to be so only if it has all seqs from 1 on.
 const MOVE_TRACKS: &str = "
 INSERT INTO tracks AS track (session_id, number, source, last_seq, accepted_count, duplicate_count, rejected_count,
     error_count, last_action_at, last_received_at)
@@ -38,12 +39,14 @@ ON CONFLICT (session_id, source) DO UPDATE SET
     last_seq = excluded.last_seq,
     accepted_count = track.accepted_count + excluded.accepted_count,
     duplicate_count = track.duplicate_count + excluded.duplicate_count,
-    rejected_count = track.rejected_count + excluded.rejected_count,
+    rejected_count = greatest(track.rejected_count + excluded.rejected_count, 0),
     error_count = track.error_count + excluded.error_count,
     last_action_at = greatest(track.last_action_at, excluded.last_action_at),
     last_received_at = excluded.last_received_at,
-    dirty = track.dirty OR excluded.accepted_count + excluded.rejected_count > 0
-WHERE track.last_seq = excluded.last_seq - excluded.accepted_count - excluded.rejected_count";
+    dirty = track.dirty OR excluded.accepted_count > 0 OR excluded.rejected_count > 0
+WHERE track.last_seq = excluded.last_seq - excluded.accepted_count - excluded.rejected_count
+    AND track.number = excluded.number
+RETURNING NOT (track.xmax = 0) OR track.last_seq = track.accepted_count + track.rejected_count AS is_whole";
 
 /// Conflicts are counted apart: nothing is stored of them, so they do not move the track.
 const COUNT_CONFLICTS: &str =
@@ -131,7 +134,7 @@ async fn write(
 async fn move_tracks(connection: &mut PgConnection, plan: &Plan<'_>, now: DateTime<Utc>) -> Result<(), Unwritten> {
     let keys = || plan.tracks.keys();
     let column = |value: fn(&TrackWrite) -> i64| plan.tracks.values().map(value).collect::<Vec<_>>();
-    let moved = sqlx::query(MOVE_TRACKS)
+    let moved: Vec<bool> = sqlx::query_scalar(MOVE_TRACKS)
         .bind(keys().map(|(session, _)| session.as_uuid()).collect::<Vec<_>>())
         .bind(plan.tracks.values().map(|track| track.number).collect::<Vec<_>>())
         .bind(keys().map(|(_, source)| *source).collect::<Vec<_>>())
@@ -142,9 +145,9 @@ async fn move_tracks(connection: &mut PgConnection, plan: &Plan<'_>, now: DateTi
         .bind(column(|track| track.error_count))
         .bind(plan.tracks.values().map(|track| track.last_action_at).collect::<Vec<_>>())
         .bind(now)
-        .execute(&mut *connection)
+        .fetch_all(&mut *connection)
         .await?;
-    if moved.rows_affected() != u64::try_from(plan.tracks.len()).unwrap_or(u64::MAX) {
+    if moved.len() != plan.tracks.len() || !moved.into_iter().all(|is_whole| is_whole) {
         return Err(Unwritten::Outdated);
     }
     for ((session, source), track) in plan.tracks.iter().filter(|(_, track)| track.conflict_count > 0) {

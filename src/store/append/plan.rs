@@ -28,6 +28,8 @@ pub(super) struct Plan<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct TrackWrite {
     pub(super) number: i16,
+    /// Whether it is not there yet.
+    pub(super) is_new: bool,
     /// How far it must be for this plan to be right.
     pub(super) expected_seq: i64,
     pub(super) last_seq: i64,
@@ -135,6 +137,7 @@ impl<'a> Plan<'a> {
         if length > 0 {
             let track = self.tracks.entry(key).or_insert_with(|| TrackWrite {
                 number,
+                is_new: stored.is_none(),
                 expected_seq: stored_seq,
                 last_seq: stored_seq,
                 ..TrackWrite::default()
@@ -151,7 +154,7 @@ impl<'a> Plan<'a> {
 
     fn new_tracks(&self, session: SessionId) -> usize {
         let of_session = self.tracks.iter().filter(|((of, _), _)| *of == session);
-        of_session.filter(|(_, track)| track.expected_seq == 0).count()
+        of_session.filter(|(_, track)| track.is_new).count()
     }
 
     /// Counts what the transaction is to store, and what the comparison of the others has shown.
