@@ -274,10 +274,13 @@ impl<'a> Append<'a> {
     async fn compare(&self, plan: &mut Plan<'a>) -> Result<(), Failure> {
         for write in plan.batches.iter_mut().filter(|write| write.known > 0) {
             let known = &write.batch.actions[..write.known];
-            let conflicts =
-                compare::conflicts(self.store, write.batch.session, write.track, write.first_seq, known).await?;
-            write.receipt.duplicate_count = count(known.len() - conflicts.len());
-            conflicts.into_iter().for_each(|seq| write.receipt.reject(Batch::conflict(seq)));
+            let session = write.batch.session;
+            let comparison = compare::compare(self.store, session, write.track, write.first_seq, known).await?;
+            if comparison.is_archived && !comparison.replaceable.is_empty() {
+                // Segments are never changed: the session is archived again with what it has then.
+                self.store.session_bring_back(session).await?;
+            }
+            write.compared(comparison);
         }
         Ok(())
     }
@@ -307,10 +310,14 @@ impl<'a> Append<'a> {
                 continue;
             }
             let (session, track, first_seq) = (batch.session, doubt.track, doubt.first_seq);
-            let conflicts = compare::conflicts(self.store, session, track, first_seq, &batch.actions).await?;
+            let comparison = compare::compare(self.store, session, track, first_seq, &batch.actions).await?;
             let Some(doubt) = self.doubts.remove(&index) else { continue };
-            // Where it had conflicts before, it has them still: they are in the receipt.
-            if conflicts.iter().all(|seq| doubt.receipt.rejections.iter().any(|known| known.seq == *seq)) {
+            // What is replaceable still was not replaced. Where it had conflicts before, it has them still: they are in the
+            // receipt.
+            let is_done = comparison.replaceable.is_empty();
+            if is_done
+                && comparison.conflicts.iter().all(|seq| doubt.receipt.rejections.iter().any(|known| known.seq == *seq))
+            {
                 self.settle(index, Ok(doubt.receipt));
             }
         }

@@ -1,6 +1,7 @@
 //! Recording: what is stored, what is acknowledged, what is refused.
 
 mod gone;
+mod heal;
 
 use reel::proto::{
     Action, GetIngestCursorRequest, RejectionReason, SessionEnd, SessionStart,

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{
     AppendError,
-    plan::{Plan, TrackWrite},
+    plan::{BatchWrite, Plan, TrackWrite},
 };
 use crate::{
     model::{Action, SessionId},
@@ -51,6 +51,13 @@ RETURNING NOT (track.xmax = 0) OR track.last_seq = track.accepted_count + track.
 /// Conflicts are counted apart: nothing is stored of them, so they do not move the track.
 const COUNT_CONFLICTS: &str =
     "UPDATE tracks SET rejected_count = rejected_count + $3 WHERE session_id = $1 AND source = $2";
+
+/// The actions of one batch that take the place of placeholders.
+const REPLACE_PLACEHOLDERS: &str = "
+UPDATE actions SET type = given.type, target = given.target, data = nullif(given.data, '')::json
+FROM unnest($3::timestamptz[], $4::bigint[], $5::text[], $6::text[], $7::text[]) AS given (at, seq, type, target, data)
+WHERE actions.session_id = $1 AND actions.track = $2 AND actions.timestamp = given.at AND actions.seq = given.seq
+    AND actions.type = 'reel.rejected'";
 
 const COPY_ACTIONS: &str =
     "COPY actions (session_id, timestamp, track, seq, type, target, data) FROM STDIN (FORMAT binary)";
@@ -119,6 +126,9 @@ async fn write(
 ) -> Result<(), Unwritten> {
     connection.execute(sqlx::raw_sql(BEGIN)).await?;
     move_tracks(connection, plan, now).await?;
+    for write in plan.batches.iter().filter(|write| !write.replaces.is_empty()) {
+        replace_placeholders(connection, write).await?;
+    }
     if rows.len() > HEADER.len() + TRAILER.len() {
         let mut copy = connection.copy_in_raw(COPY_ACTIONS).await?;
         for chunk in rows.chunks(CHUNK_BYTES) {
@@ -155,6 +165,23 @@ async fn move_tracks(connection: &mut PgConnection, plan: &Plan<'_>, now: DateTi
         count.execute(&mut *connection).await?;
     }
     Ok(())
+}
+
+async fn replace_placeholders(connection: &mut PgConnection, write: &BatchWrite<'_>) -> Result<(), Unwritten> {
+    let text = |value: fn(&Action) -> &str| write.replacements().map(|(_, action)| value(action)).collect::<Vec<_>>();
+    let replaced = sqlx::query(REPLACE_PLACEHOLDERS)
+        .bind(write.batch.session.as_uuid())
+        .bind(write.track)
+        .bind(write.replacements().map(|(_, action)| action.timestamp).collect::<Vec<_>>())
+        .bind(&write.replaces)
+        .bind(text(|action| &action.kind))
+        .bind(text(|action| &action.target))
+        .bind(text(|action| &action.data))
+        .execute(&mut *connection)
+        .await?;
+    let is_whole = replaced.rows_affected() == u64::try_from(write.replaces.len()).unwrap_or(u64::MAX);
+    // Others were faster, or the session is being archived.
+    if is_whole { Ok(()) } else { Err(Unwritten::Outdated) }
 }
 
 /// Signature, flags and the length of an extension that is not there; see

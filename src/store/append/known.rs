@@ -109,7 +109,7 @@ mod tests {
     fn what_is_erased_is_forgotten_and_everything_where_that_was_not_heard() {
         let (mut known, tell) = memory();
         let [erased, kept] = [(); 2].map(|()| SessionId::mint(chrono::Utc::now()));
-        let mut remember = |known: &mut KnownSessions| {
+        let remember = |known: &mut KnownSessions| {
             [erased, kept].into_iter().for_each(|session| known.put(session, KnownSession::default()));
         };
         remember(&mut known);

@@ -38,6 +38,9 @@ FROM given WHERE tracks.session_id = given.session_id AND tracks.source = given.
 const COUNT_CONFLICTS: &str =
     "UPDATE tracks SET rejected_count = rejected_count + $3 WHERE session_id = $1 AND source = $2";
 
+const REPLACE_PLACEHOLDER: &str = "UPDATE actions SET type = $5, target = $6, data = $7 \
+     WHERE session_id = $1 AND timestamp = $2 AND track = $3 AND seq = $4 AND type = 'reel.rejected'";
+
 const INSERT_ACTIONS: &str = "INSERT INTO actions (session_id, timestamp, track, seq, type, target, data) VALUES ";
 
 /// Writes a plan in a transaction.
@@ -47,6 +50,15 @@ pub(super) async fn append_in_txn(
     now: DateTime<Utc>,
 ) -> Result<(), AppendError> {
     move_tracks(tx, plan, now).await?;
+    for write in &plan.batches {
+        for (seq, action) in write.replacements() {
+            let values = row(write.batch.session, write.track, seq, action);
+            let replace = Statement::from_sql_and_values(DbBackend::Sqlite, REPLACE_PLACEHOLDER, values);
+            if tx.execute_raw(replace).await?.rows_affected() != 1 {
+                return Err(AppendError::Outdated);
+            }
+        }
+    }
     let rows: Vec<_> = plan
         .batches
         .iter()

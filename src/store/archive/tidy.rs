@@ -113,6 +113,7 @@ impl Store {
             segment_id: None,
             archived_count: session.archived_count,
             actions: session.archived_count,
+            index_version: session.index_version,
         });
         let whole: Vec<_> = whole.collect();
         let old = SegmentFile { path: path.to_owned(), bytes: row.bytes.cast_unsigned() };
