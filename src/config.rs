@@ -146,16 +146,19 @@ pub struct ServiceArgs {
     /// A session for which no action has arrived for this long is ended
     #[arg(long, env = "REEL_IDLE_TIMEOUT", default_value = "30min", value_name = "DURATION", value_parser = positive_duration)]
     pub idle_timeout: Duration,
-    /// How long a message may take to arrive once it has begun
+    /// How long a message may take to arrive once it has begun, and all of a request that is no upload
     #[arg(long, env = "REEL_UPLOAD_STALL_TIMEOUT", default_value = "30s", value_name = "DURATION", value_parser = positive_duration)]
     pub upload_stall_timeout: Duration,
+    /// How long the client of a playback may read nothing of what is ready for it
+    #[arg(long, env = "REEL_PLAYBACK_STALL_TIMEOUT", default_value = "1min", value_name = "DURATION", value_parser = positive_duration)]
+    pub playback_stall_timeout: Duration,
     /// How long streams and transactions may go on after SIGTERM before they are cut off
     #[arg(long, env = "REEL_DRAIN_TIMEOUT", default_value = "25s", value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
     /// How many connections may be open at once; more wait
     #[arg(long, env = "REEL_MAX_CONNECTIONS", default_value_t = 1024, value_name = "N", value_parser = positive)]
     pub max_connections: usize,
-    /// MiB of messages that may be on their way into the database at once; senders of more wait
+    /// MiB of messages that may be on their way into the database, or be answered, at once; senders of more wait
     #[arg(long, env = "REEL_INGEST_BUFFER_MIB", default_value_t = 128, value_name = "MIB", value_parser = clap::value_parser!(u32).range(8..=65536))]
     pub ingest_buffer_mib: u32,
     /// Transactions that write actions at once, each for many senders [default: 2 on PostgreSQL; SQLite takes 1]

@@ -115,10 +115,16 @@ pub enum Error {
         /// What the sender says was its last seq.
         last_seq: i64,
     },
-    /// An upload stopped in the middle of a message.
+    /// An upload stopped in the middle of a message, or another request was not complete in time.
     #[error("the message was not completed within {limit_seconds} s")]
     UploadStalled {
         /// How long a message may take once it has begun.
+        limit_seconds: u64,
+    },
+    /// A playback was not read.
+    #[error("nothing was read of the playback for up to {limit_seconds} s; go on by the cursor of the last page")]
+    PlaybackStalled {
+        /// How long a client may read nothing. Where many do, it is shorter.
         limit_seconds: u64,
     },
     /// An upload has mentioned more sessions and tracks than one answer can list. All of it is committed.
@@ -188,6 +194,7 @@ impl Error {
             Self::SequenceGap { .. } => (Code::Aborted, "SEQUENCE_GAP", None),
             Self::TrackIncomplete { .. } => (Code::FailedPrecondition, "TRACK_INCOMPLETE", None),
             Self::UploadStalled { .. } => (Code::DeadlineExceeded, "UPLOAD_STALLED", None),
+            Self::PlaybackStalled { .. } => (Code::DeadlineExceeded, "PLAYBACK_STALLED", None),
             Self::UploadTooLong { .. } => (Code::ResourceExhausted, "UPLOAD_TOO_LONG", None),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
             Self::StatementTimeout => (Code::DeadlineExceeded, "STATEMENT_TIMEOUT", None),
@@ -220,7 +227,9 @@ impl Error {
                 ("committed_seq", committed_seq.to_string()),
                 ("last_seq", last_seq.to_string()),
             ],
-            Self::UploadStalled { limit_seconds } | Self::OlderThanRetention { limit_seconds } => {
+            Self::UploadStalled { limit_seconds }
+            | Self::PlaybackStalled { limit_seconds }
+            | Self::OlderThanRetention { limit_seconds } => {
                 vec![("limit_seconds", limit_seconds.to_string())]
             }
             _ => Vec::new(),

@@ -4,6 +4,7 @@
 mod health;
 mod incoming;
 mod layer;
+mod readers;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -12,7 +13,7 @@ use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
 
-use self::{health::Health, layer::RpcLayer};
+use self::{health::Health, layer::RpcLayer, readers::Readers};
 use crate::{
     changes::Changes,
     config::{ServiceArgs, Switch},
@@ -97,7 +98,8 @@ async fn serve(
             tracing::info!(%archive, %after, "sessions are archived when they are older");
         }
     }
-    let layer = RpcLayer::new(intake, health.readiness(), drain.clone(), args.limits.max_message_bytes);
+    let readers = Readers::new(args.playback_stall_timeout);
+    let layer = RpcLayer::new(intake, Arc::clone(&readers), health.readiness(), drain.clone());
     let router = builder().layer(layer).add_routes(routes(&services, health_service));
     let incoming = incoming::accept(listener, args.max_connections);
     let serving = router.serve_with_incoming_shutdown(incoming, drain.clone().cancelled_owned());
@@ -106,6 +108,7 @@ async fn serve(
         health.prepare().await?;
         tokio::select! {
             () = health.watch() => {}
+            () = readers.keep_watch() => {}
             () = changes.exchange(&store) => {}
             () = maintain(&store, &changes, args.idle_timeout, &retention) => {}
             () = index::keep(&store), if args.indexer == Switch::On => {}
@@ -165,10 +168,11 @@ fn builder() -> Server {
 
 fn routes(services: &Services, health: health::HealthService) -> Routes {
     let limit = services.limits.max_message_bytes;
+    let request_limit = limit.min(Intake::REQUEST_BYTES);
     macro_rules! configured {
-        ($server:ident) => {
+        ($server:ident, $limit:expr) => {
             $server::new(services.clone())
-                .max_decoding_message_size(limit)
+                .max_decoding_message_size($limit)
                 .accept_compressed(CompressionEncoding::Zstd)
                 .accept_compressed(CompressionEncoding::Gzip)
                 .send_compressed(CompressionEncoding::Zstd)
@@ -177,12 +181,12 @@ fn routes(services: &Services, health: health::HealthService) -> Routes {
     }
     let mut routes = Routes::builder();
     routes
-        .add_service(configured!(IngestServiceServer))
-        .add_service(configured!(PlaybackServiceServer))
-        .add_service(configured!(SessionServiceServer))
-        .add_service(configured!(UserServiceServer))
-        .add_service(configured!(AnalyticsServiceServer))
-        .add_service(configured!(RetentionServiceServer))
+        .add_service(configured!(IngestServiceServer, limit))
+        .add_service(configured!(PlaybackServiceServer, request_limit))
+        .add_service(configured!(SessionServiceServer, request_limit))
+        .add_service(configured!(UserServiceServer, request_limit))
+        .add_service(configured!(AnalyticsServiceServer, request_limit))
+        .add_service(configured!(RetentionServiceServer, request_limit))
         .add_service(health)
         .add_service(reflection().build_v1().unwrap_or_else(|error| unreachable!("our own descriptors: {error}")))
         .add_service(reflection().build_v1alpha().unwrap_or_else(|error| unreachable!("our own descriptors: {error}")));

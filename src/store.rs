@@ -9,7 +9,7 @@ use sea_orm::{
     DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr, SqliteTransactionMode, TransactionOptions,
     TransactionTrait as _,
 };
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use self::connect::Outage;
 use crate::{archive::Archive, config::DatabaseUrl, error::Result};
@@ -82,6 +82,8 @@ pub struct Store {
     outage: Outage,
     /// Whether anything was erased behind which has not been cleared up: facets that no session has, texts in SQLite's log.
     has_erased: Arc<AtomicBool>,
+    /// Tells the writers of what was erased.
+    erased: broadcast::Sender<changes::Erased>,
 }
 
 impl Store {
@@ -125,6 +127,7 @@ impl Store {
             answers,
             outage,
             has_erased,
+            erased: broadcast::Sender::new(changes::ERASURES_AT_HAND),
         })
     }
 

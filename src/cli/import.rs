@@ -101,11 +101,11 @@ pub(super) struct Imported {
 }
 
 /// Imports the files one after the other. Fails at the first that cannot be imported to its end, and in the end if anything
-/// was rejected.
+/// was rejected, or had been and is no more than a placeholder still.
 pub(super) async fn import(args: ImportArgs) -> Result<(), Failure> {
     let service = Service::new(&args.client)?;
     let sending = Sending { max_batch_actions: usize::from(args.batch), end_sessions: !args.no_end };
-    let mut rejected_count = 0;
+    let mut total = Tally::default();
     for file in &args.files {
         let progress = progress_bar();
         let recording = Recording::open(file, &progress)?;
@@ -127,12 +127,9 @@ pub(super) async fn import(args: ImportArgs) -> Result<(), Failure> {
         if let Some(failure) = imported.failure {
             return Err(failure);
         }
-        rejected_count += imported.tally.rejected_count;
+        total.absorb(&imported.tally);
     }
-    match rejected_count {
-        0 => Ok(()),
-        count => Err(format!("{} rejected", counted(count, "action")).into()),
-    }
+    total.fault().map_or(Ok(()), |fault| Err(fault.into()))
 }
 
 /// Says what became of a recording.

@@ -96,9 +96,7 @@ fn parse_action(
 ) -> BatchAction {
     match check_action(&action, limits, latest) {
         Ok(timestamp) => {
-            let target = redaction
-                .text(&action.target)
-                .map(|target| if target.len() > limits.max_target_bytes { REDACTED.to_owned() } else { target });
+            let target = redact_target(&action.target, limits, redaction);
             let data = redaction.data(&action.data);
             BatchAction::Valid(Action {
                 timestamp,
@@ -109,9 +107,17 @@ fn parse_action(
         }
         Err((reason, description)) => {
             let timestamp = accepted_time(action.timestamp.as_ref(), latest).unwrap_or(neighbour);
-            BatchAction::Rejected(reject(&action, reason, description, timestamp))
+            let digests = digests(&action, limits, redaction);
+            BatchAction::Rejected(reject(&action, reason, description, timestamp, digests))
         }
     }
+}
+
+/// A target without what must not be stored, if there is such in it. Where that makes it too long, nothing of it is left.
+fn redact_target(target: &str, limits: &Limits, redaction: &Redaction) -> Option<String> {
+    let redacted = redaction.text(target)?;
+    let is_too_long = redacted.len() > limits.max_target_bytes && target.len() <= limits.max_target_bytes;
+    Some(if is_too_long { REDACTED.to_owned() } else { redacted })
 }
 
 type Fault = (RejectionReason, String);
@@ -185,8 +191,8 @@ fn reject(
     reason: RejectionReason,
     description: String,
     timestamp: DateTime<Utc>,
+    (digest, digest_as_sent): (ContentDigest, Option<ContentDigest>),
 ) -> RejectedAction {
-    let digest = digest(action);
     let data = serde_json::json!({
         "reason": reason.name(),
         "description": description,
@@ -199,12 +205,12 @@ fn reject(
         target: ByteString::new(),
         data: data.to_string().into(),
     };
-    RejectedAction { reason, description, digest, placeholder }
+    RejectedAction { reason, description, digest, digest_as_sent, placeholder }
 }
 
 /// The same digest as [`Action::digest`] where the timestamp can be told, so that a resent action is recognised even if it
-/// would be accepted now.
-fn digest(action: &SentAction) -> ContentDigest {
+/// would be accepted now: after redaction, as what is accepted is. And the one before redaction, if it is another.
+fn digests(action: &SentAction, limits: &Limits, redaction: &Redaction) -> (ContentDigest, Option<ContentDigest>) {
     let timestamp = match (&action.timestamp, action.timestamp.as_ref().and_then(parse_timestamp)) {
         (_, Some(timestamp)) => timestamp.timestamp_micros().to_be_bytes().to_vec(),
         (Some(malformed), None) => {
@@ -212,7 +218,18 @@ fn digest(action: &SentAction) -> ContentDigest {
         }
         (None, None) => Vec::new(),
     };
-    ContentDigest::of(&timestamp, &action.kind, &action.target, &action.data)
+    let as_sent = ContentDigest::of(&timestamp, &action.kind, &action.target, &action.data);
+    let target = redact_target(&action.target, limits, redaction);
+    // What is no JSON has neither names nor paths. It is never accepted; its digest must not give away what matches all the same.
+    let data = match json::check(&action.data, usize::MAX) {
+        Ok(()) => redaction.data(&action.data),
+        Err(_) => redaction.text(&action.data),
+    };
+    if target.is_none() && data.is_none() {
+        return (as_sent, None);
+    }
+    let (target, data) = (target.as_deref().unwrap_or(&action.target), data.as_deref().unwrap_or(&action.data));
+    (ContentDigest::of(&timestamp, &action.kind, target, data), Some(as_sent))
 }
 
 #[cfg(test)]

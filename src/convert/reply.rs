@@ -144,6 +144,9 @@ fn track_receipt_to_proto(receipt: TrackReceipt) -> proto::TrackReceipt {
         duplicate_count: receipt.duplicate_count,
         rejected_count: receipt.rejected_count,
         rejections: receipt.rejections.into_iter().map(rejection_to_proto).collect(),
+        placeholder_count: receipt.placeholder_count,
+        placeholders: receipt.placeholders.into_iter().map(rejection_to_proto).collect(),
+        replaced_count: receipt.replaced_count,
     }
 }
 

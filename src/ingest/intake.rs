@@ -1,9 +1,10 @@
-//! Bounds the bytes of all uploads together: before a message's bytes are let through to be buffered and decoded, a permit
+//! Bounds the bytes of all messages together: before a message's bytes are let through to be buffered and decoded, a permit
 //! for all of them is taken. Not reading is what holds a sender back: its HTTP/2 window closes.
 //!
 //! A message is let in whole or not at all, so that uploads that have begun can always be finished, and a sender that has
 //! nothing to say holds nothing. Whoever begins a message and does not go on is given up, soon where others wait for its
-//! room; and small messages have room of their own, so that large ones that come slowly do not hold them up.
+//! room; and small messages have room of their own, so that large ones that come slowly do not hold them up. So have
+//! requests that are no uploads, which are smaller still, and must be complete in time.
 
 use std::{
     collections::VecDeque,
@@ -18,7 +19,10 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Sleep, sleep},
+};
 use tonic::Status;
 
 use super::room::{Arriving, Entering, Room};
@@ -27,23 +31,35 @@ use crate::error::Error;
 /// Messages of up to this many bytes have room of their own.
 const SMALL_BYTES: usize = 64 << 10;
 
-/// The part of all room that is theirs.
+/// The same of requests that are no uploads: nearly all of them.
+const SMALL_REQUEST_BYTES: usize = 16 << 10;
+
+/// The part of all room that is for small messages.
 const SMALL_SHARE: u32 = 4;
+
+/// The part that requests have which are no uploads, half of it for small ones.
+const REQUEST_SHARE: u32 = 16;
 
 /// Bytes of the gRPC header before each message: a flag that says whether it is compressed, and its length.
 /// See <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>.
 const HEADER_BYTES: usize = 5;
 
-/// The bytes that all uploads of the process share. Cheap to clone.
+/// The bytes that all requests of the process share. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Intake {
     small: Arc<Room>,
     large: Arc<Room>,
+    /// Of requests that are no uploads.
+    small_requests: Arc<Room>,
+    large_requests: Arc<Room>,
     max_message_bytes: usize,
     stall_timeout: Duration,
 }
 
 impl Intake {
+    /// Bytes that the message of a request may have which is no upload.
+    pub const REQUEST_BYTES: usize = 256 << 10;
+
     /// Permits are counted in units of this many bytes.
     pub const UNIT_BYTES: usize = 1024;
 
@@ -53,12 +69,45 @@ impl Intake {
     pub fn new(capacity_mib: u32, max_message_bytes: usize, stall_timeout: Duration) -> Self {
         let capacity_units = capacity_mib.saturating_mul(1024);
         let small_units = capacity_units / SMALL_SHARE;
-        let (small, large) = (Room::new(small_units), Room::new(capacity_units - small_units));
-        Self { small, large, max_message_bytes, stall_timeout }
+        let request_units = capacity_units / REQUEST_SHARE;
+        let large_units = capacity_units - small_units - request_units;
+        let (small, large) = (Room::new(small_units), Room::new(large_units));
+        let (small_requests, large_requests) = (Room::new(request_units / 2), Room::new(request_units / 2));
+        Self { small, large, small_requests, large_requests, max_message_bytes, stall_timeout }
+    }
+
+    fn room_for(&self, is_upload: bool, bytes: usize) -> &Arc<Room> {
+        match (is_upload, bytes) {
+            (true, ..=SMALL_BYTES) => &self.small,
+            (true, _) => &self.large,
+            (false, ..=SMALL_REQUEST_BYTES) => &self.small_requests,
+            (false, _) => &self.large_requests,
+        }
+    }
+
+    /// Bytes that a message may have.
+    #[must_use]
+    pub fn limit_bytes(&self, is_upload: bool) -> usize {
+        if is_upload { self.max_message_bytes } else { self.max_message_bytes.min(Self::REQUEST_BYTES) }
     }
 
     /// Puts the intake before the body of an upload. Its handler takes the permits from the second part.
     pub fn admit<B>(&self, body: B) -> (IntakeBody<B>, MessagePermits) {
+        self.put_before(body, true, None)
+    }
+
+    /// The same for a request that is no upload. Whoever answers it keeps the permits until then. With `is_limited`, all of it
+    /// must be there in time, and not only what has begun.
+    pub fn admit_request<B>(&self, body: B, is_limited: bool) -> (IntakeBody<B>, MessagePermits) {
+        self.put_before(body, false, is_limited.then(|| Box::pin(sleep(self.stall_timeout))))
+    }
+
+    fn put_before<B>(
+        &self,
+        body: B,
+        is_upload: bool,
+        deadline: Option<Pin<Box<Sleep>>>,
+    ) -> (IntakeBody<B>, MessagePermits) {
         let permits = MessagePermits::default();
         let body = IntakeBody {
             inner: body,
@@ -67,6 +116,8 @@ impl Intake {
             entering: None,
             arriving: None,
             intake: self.clone(),
+            is_upload,
+            deadline,
             permits: permits.clone(),
         };
         (body, permits)
@@ -115,6 +166,11 @@ impl MessagePermits {
     fn put(&self, permit: OwnedSemaphorePermit, is_compressed: bool) {
         self.0.admitted.lock().unwrap_or_else(PoisonError::into_inner).push_back(Admitted { permit, is_compressed });
     }
+
+    /// Gives all of them back.
+    pub fn release(&self) {
+        self.0.admitted.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 /// What the next bytes of the body are.
@@ -126,7 +182,7 @@ enum Phase {
     Message { missing: usize },
 }
 
-/// The body of an upload behind the intake.
+/// The body of a request behind the intake.
 #[derive(Debug)]
 pub struct IntakeBody<B> {
     inner: B,
@@ -136,12 +192,15 @@ pub struct IntakeBody<B> {
     entering: Option<Entering>,
     arriving: Option<Arriving>,
     intake: Intake,
+    is_upload: bool,
+    /// When all of it must be there.
+    deadline: Option<Pin<Box<Sleep>>>,
     permits: MessagePermits,
 }
 
 impl<B: Body<Data = Bytes> + Unpin> IntakeBody<B> {
     /// Lets through what it may of the bytes held, which are at least one.
-    fn poll_admit(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+    fn poll_admit(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Error>> {
         let missing = match &mut self.phase {
             Phase::Message { missing } => missing,
             Phase::Header { bytes, have } => {
@@ -150,19 +209,27 @@ impl<B: Body<Data = Bytes> + Unpin> IntakeBody<B> {
                 header[*have..*have + taken].copy_from_slice(&self.held[..taken]);
                 if *have + taken < HEADER_BYTES {
                     self.phase = Phase::Header { bytes: header, have: *have + taken };
-                    return Poll::Ready(self.held.split_to(taken));
+                    return Poll::Ready(Ok(self.held.split_to(taken)));
                 }
                 let [flag, length @ ..] = header;
                 let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-                let reserved = if length > self.intake.max_message_bytes {
+                let limit_bytes = self.intake.limit_bytes(self.is_upload);
+                let reserved = if length > limit_bytes {
+                    if !self.is_upload {
+                        return Poll::Ready(Err(Error::MessageTooLarge { limit_bytes }));
+                    }
                     // Refused by its header.
                     0
                 } else if flag == 0 {
                     length
                 } else {
-                    self.intake.max_message_bytes
+                    limit_bytes
                 };
-                let room = if reserved <= SMALL_BYTES { &self.intake.small } else { &self.intake.large };
+                let room = self.intake.room_for(self.is_upload, reserved);
+                if !self.is_upload {
+                    // Of a stream of requests, which are answered one after the other.
+                    self.permits.release();
+                }
                 let entering = self.entering.get_or_insert_with(|| Entering::new(room));
                 let permit = ready!(entering.poll_enter(cx, reserved));
                 let room = self.entering.take().map(|entering| Arc::clone(&entering.room));
@@ -173,11 +240,11 @@ impl<B: Body<Data = Bytes> + Unpin> IntakeBody<B> {
                 let is_incomplete = matches!(self.phase, Phase::Message { .. });
                 self.arriving =
                     room.filter(|_| is_incomplete).map(|room| Arriving::new(&room, self.intake.stall_timeout));
-                return Poll::Ready(data);
+                return Poll::Ready(Ok(data));
             }
         };
         let missing = *missing;
-        Poll::Ready(self.let_through(0, missing))
+        Poll::Ready(Ok(self.let_through(0, missing)))
     }
 
     /// Lets through these bytes of a header and what is there of the message.
@@ -225,9 +292,17 @@ where
 {
     fn poll_admitted(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, tonic::codegen::StdError>>> {
         let this = self;
+        if let Some(deadline) = &mut this.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            this.deadline = None;
+            return Poll::Ready(Some(Err(this.stalled())));
+        }
         loop {
             if !this.held.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(ready!(this.poll_admit(cx))))));
+                let admitted = ready!(this.poll_admit(cx));
+                let frame = admitted.map(Frame::data).map_err(|error| Box::new(Status::from(error)).into());
+                return Poll::Ready(Some(frame));
             }
             match Pin::new(&mut this.inner).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
@@ -247,9 +322,7 @@ where
                     if let Some(arriving) = &mut this.arriving {
                         ready!(arriving.poll_stalled(cx));
                         this.arriving = None;
-                        let limit_seconds = this.intake.stall_timeout.as_secs();
-                        let status = Status::from(Error::UploadStalled { limit_seconds });
-                        return Poll::Ready(Some(Err(Box::new(status))));
+                        return Poll::Ready(Some(Err(this.stalled())));
                     }
                     return Poll::Pending;
                 }
@@ -258,120 +331,12 @@ where
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::future::poll_fn;
-
-    use super::{super::room::TICK, *};
-
-    /// A body of these chunks that then says nothing more.
-    struct Chunks(VecDeque<Bytes>);
-
-    impl Body for Chunks {
-        type Data = Bytes;
-        type Error = std::convert::Infallible;
-
-        fn poll_frame(
-            mut self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-            self.0.pop_front().map_or(Poll::Pending, |chunk| Poll::Ready(Some(Ok(Frame::data(chunk)))))
-        }
-    }
-
-    fn message(length: usize) -> Vec<u8> {
-        let mut bytes = vec![0];
-        bytes.extend(u32::try_from(length).expect("short").to_be_bytes());
-        bytes.extend(vec![7; length]);
-        bytes
-    }
-
-    async fn read(body: &mut IntakeBody<Chunks>) -> Option<Bytes> {
-        let frame = poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await;
-        match frame {
-            Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
-            _ => None,
-        }
-    }
-
-    #[tokio::test]
-    async fn all_bytes_come_through_however_they_are_cut_and_each_message_has_a_permit() {
-        let whole: Vec<u8> = [0, 1, 3_000, 5].into_iter().flat_map(message).collect();
-        for size in [1, 2, 4, 5, 6, 7, 100, whole.len()] {
-            let intake = Intake::new(1, 4_000, Duration::from_mins(1));
-            let chunks = whole.chunks(size).map(Bytes::copy_from_slice).collect();
-            let (mut body, permits) = intake.admit(Chunks(chunks));
-            let mut seen = Vec::new();
-            while let Some(data) = read(&mut body).await {
-                seen.extend_from_slice(&data);
-            }
-            assert_eq!(seen, whole, "chunks of {size}");
-            let taken: Vec<_> = std::iter::from_fn(|| permits.take(|| usize::MAX)).map(|p| p.num_permits()).collect();
-            assert_eq!(taken, [1, 1, 3, 1], "chunks of {size}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_message_waits_until_those_before_it_are_done_with() {
-        // Three quarters of it are for messages of this size.
-        let intake = Intake::new(1, 1 << 20, Duration::from_mins(1));
-        let chunks = || Chunks([Bytes::from(message(600 << 10))].into());
-        let (mut first, first_permits) = intake.admit(chunks());
-        let (mut second, second_permits) = intake.admit(chunks());
-        assert!(read(&mut first).await.is_some());
-        assert!(read(&mut second).await.is_none());
-        assert!(!first_permits.is_arriving() && second_permits.is_arriving());
-        let permit = first_permits.take(|| 600 << 10);
-        assert!(read(&mut second).await.is_none());
-        drop(permit);
-        assert!(read(&mut second).await.is_some());
-        assert!(!second_permits.is_arriving());
-        assert!(second_permits.take(|| 600 << 10).is_some());
-    }
-
-    #[tokio::test]
-    async fn small_messages_do_not_wait_for_large_ones() {
-        let intake = Intake::new(1, 1 << 20, Duration::from_mins(1));
-        let (mut large, _held) = intake.admit(Chunks([Bytes::from(message(768 << 10))].into()));
-        assert!(read(&mut large).await.is_some());
-        let (mut small, permits) = intake.admit(Chunks([Bytes::from(message(SMALL_BYTES))].into()));
-        assert!(read(&mut small).await.is_some());
-        assert!(permits.take(|| 0).is_some());
-        let (mut larger, _) = intake.admit(Chunks([Bytes::from(message(SMALL_BYTES + 1))].into()));
-        assert!(read(&mut larger).await.is_none());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_message_that_stalls_in_the_way_of_others_is_given_up_soon() {
-        let intake = Intake::new(1, 1 << 20, Duration::from_mins(10));
-        let whole = message(700 << 10);
-        let half = || Chunks([Bytes::copy_from_slice(&whole[..350 << 10])].into());
-        let (mut stalled, permits) = intake.admit(half());
-        assert!(read(&mut stalled).await.is_some());
-        tokio::time::timeout(Duration::from_mins(1), poll_fn(|cx| Pin::new(&mut stalled).poll_frame(cx)))
-            .await
-            .expect_err("it is in nobody's way");
-        let (mut waiting, _permits) = intake.admit(half());
-        assert!(read(&mut waiting).await.is_none());
-        let given_up = tokio::time::timeout(2 * TICK, poll_fn(|cx| Pin::new(&mut stalled).poll_frame(cx))).await;
-        given_up.expect("soon").expect("a frame").expect_err("stalled");
-        drop((stalled, permits));
-        assert!(read(&mut waiting).await.is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_message_that_stalls_is_given_up_and_silence_between_messages_is_not() {
-        let intake = Intake::new(1, 1 << 20, Duration::from_secs(30));
-        let whole = message(100);
-        let (mut quiet, _permits) = intake.admit(Chunks([Bytes::from(whole.clone())].into()));
-        assert!(read(&mut quiet).await.is_some());
-        let (mut stalled, _permits) = intake.admit(Chunks([Bytes::copy_from_slice(&whole[..50])].into()));
-        assert!(read(&mut stalled).await.is_some());
-        tokio::time::timeout(Duration::from_hours(1), poll_fn(|cx| Pin::new(&mut quiet).poll_frame(cx)))
-            .await
-            .expect_err("silence is no fault");
-        let error = poll_fn(|cx| Pin::new(&mut stalled).poll_frame(cx)).await.expect("a frame").expect_err("stalled");
-        let status = error.downcast_ref::<Status>().expect("a status");
-        assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
+impl<B> IntakeBody<B> {
+    fn stalled(&self) -> tonic::codegen::StdError {
+        let limit_seconds = self.intake.stall_timeout.as_secs();
+        Box::new(Status::from(Error::UploadStalled { limit_seconds }))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -117,7 +117,8 @@ struct Queue {
 
 impl Lane {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, queue: Mutex::default(), known: tokio::sync::Mutex::default() }
+        let known = tokio::sync::Mutex::new(shared.store.known_sessions());
+        Self { shared, queue: Mutex::default(), known }
     }
 
     /// Puts a batch into the queue, and begins to write if nobody does.

@@ -10,7 +10,7 @@ use crate::{
 /// How many sessions and tracks the answer to an upload may list: more would not fit into a message.
 const MAX_ENTRIES: usize = 10_000;
 
-/// How many rejections the answer to an upload lists in all; the others are only counted.
+/// How many rejections and placeholders the answer to an upload lists in all; the others are only counted.
 const MAX_REJECTIONS: usize = 1_000;
 
 /// Collects the receipts of an upload.
@@ -27,8 +27,10 @@ impl Receipts {
     /// Adds the receipt of one message. Fails when the upload has become too long for one answer.
     pub fn add(&mut self, mut receipt: SessionReceipt) -> Result<()> {
         for track in &mut receipt.tracks {
-            track.rejections.truncate(MAX_REJECTIONS - self.rejections);
-            self.rejections += track.rejections.len();
+            for listed in [&mut track.rejections, &mut track.placeholders] {
+                listed.truncate(MAX_REJECTIONS - self.rejections);
+                self.rejections += listed.len();
+            }
         }
         let place = *self.places.entry(receipt.session).or_insert_with(|| {
             self.receipts.push(SessionReceipt::new(receipt.session));

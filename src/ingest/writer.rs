@@ -122,8 +122,19 @@ enum Boundary {
 }
 
 impl Shared {
-    /// What the archive has of a batch that repeats what is there.
+    /// What the archive has of a batch that repeats what is there. Where the batch replaces a placeholder in it, the session is
+    /// brought back first.
     pub(super) async fn ask_archive(&self, batch: &Batch, track: i16) -> Result<ArchivedDigests> {
+        let archived = self.archived_digests(batch, track).await?;
+        if !archived.gives_way_to(batch) {
+            return Ok(archived);
+        }
+        let session = batch.session;
+        self.store.ask(|store| async move { store.session_make_hot(session).await }).await?;
+        self.archived_digests(batch, track).await
+    }
+
+    async fn archived_digests(&self, batch: &Batch, track: i16) -> Result<ArchivedDigests> {
         let (session, first_seq) = (batch.session, batch.first_seq.unwrap_or(1));
         let last_seq = first_seq.saturating_add(i64::try_from(batch.actions.len()).unwrap_or(i64::MAX) - 1);
         let comparisons = Arc::clone(&self.comparisons);

@@ -45,6 +45,12 @@ impl Action {
         ContentDigest::of_refused(&self.kind, &self.target, &self.data)
             .unwrap_or_else(|| ContentDigest::of(&micros, &self.kind, &self.target, &self.data))
     }
+
+    /// Whether it stands in the place of an action that could not be stored.
+    #[must_use]
+    pub fn is_placeholder(&self) -> bool {
+        ContentDigest::of_refused(&self.kind, &self.target, &self.data).is_some()
+    }
 }
 
 /// A stored action with its place.
@@ -84,7 +90,7 @@ pub struct Position {
     pub seq: i64,
 }
 
-/// SHA-256 over the content of an action as it was sent. Tells a resent action from a different one under the same seq,
+/// SHA-256 over the content of an action as it was sent, but for what was redacted. Tells a resent action from a different one under the same seq,
 /// also where the action itself could not be stored.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ContentDigest([u8; 32]);
@@ -169,12 +175,12 @@ impl BatchAction {
         }
     }
 
-    /// Tells it from others when it is sent again.
+    /// Whether this is the digest of the same action, stored or refused.
     #[must_use]
-    pub fn digest(&self) -> ContentDigest {
+    pub fn is_digested_to(&self, digest: ContentDigest) -> bool {
         match self {
-            Self::Valid(action) => action.digest(),
-            Self::Rejected(rejected) => rejected.digest,
+            Self::Valid(action) => action.digest() == digest,
+            Self::Rejected(rejected) => rejected.digest == digest || rejected.digest_as_sent == Some(digest),
         }
     }
 }
@@ -185,8 +191,10 @@ pub struct RejectedAction {
     pub reason: RejectionReason,
     /// The field at fault and what is wrong with it, without its value.
     pub description: String,
-    /// Tells it from others when it is sent again.
+    /// Tells it from others when it is sent again: taken after redaction, as of actions that are stored.
     pub digest: ContentDigest,
+    /// Taken before redaction, where that is another. Placeholders of earlier versions have it.
+    pub digest_as_sent: Option<ContentDigest>,
     /// What is stored in its place: an action of type `reel.rejected` that says why.
     pub placeholder: Action,
 }

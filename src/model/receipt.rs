@@ -28,10 +28,16 @@ pub struct TrackReceipt {
     pub rejected_count: i64,
     /// The first rejections, at most [`TrackReceipt::MAX_REJECTIONS`].
     pub rejections: Vec<Rejection>,
+    /// Of the duplicates, those of which only a placeholder is stored.
+    pub placeholder_count: i64,
+    /// The first of them, at most [`TrackReceipt::MAX_REJECTIONS`], and why the placeholder stays.
+    pub placeholders: Vec<Rejection>,
+    /// Of the accepted, those that took the place of a placeholder.
+    pub replaced_count: i64,
 }
 
 impl TrackReceipt {
-    /// How many rejections a receipt lists; the rest is only counted.
+    /// How many rejections, and how many placeholders, a receipt lists; the rest is only counted.
     pub const MAX_REJECTIONS: usize = 100;
 
     /// Counts a rejection, and lists it where there is room.
@@ -42,14 +48,27 @@ impl TrackReceipt {
         }
     }
 
+    /// Counts a placeholder that stays, and lists it where there is room.
+    pub fn keep_placeholder(&mut self, reason: Rejection) {
+        self.placeholder_count += 1;
+        if self.placeholders.len() < Self::MAX_REJECTIONS {
+            self.placeholders.push(reason);
+        }
+    }
+
     /// Adds what was done with a later batch of the same track.
     pub fn absorb(&mut self, later: Self) {
         self.committed_seq = self.committed_seq.max(later.committed_seq);
         self.accepted_count += later.accepted_count;
         self.duplicate_count += later.duplicate_count;
         self.rejected_count += later.rejected_count;
-        let room = Self::MAX_REJECTIONS - self.rejections.len();
-        self.rejections.extend(later.rejections.into_iter().take(room));
+        self.placeholder_count += later.placeholder_count;
+        self.replaced_count += later.replaced_count;
+        for (listed, later) in [(&mut self.rejections, later.rejections), (&mut self.placeholders, later.placeholders)]
+        {
+            let room = Self::MAX_REJECTIONS - listed.len();
+            listed.extend(later.into_iter().take(room));
+        }
     }
 }
 

@@ -21,9 +21,10 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Code, Status, body::Body, codegen::StdError};
 use tower::{Layer, Service};
 
+use super::readers::Readers;
 use crate::{
     error::{Error, complete_status},
-    ingest::Intake,
+    ingest::{Intake, MessagePermits},
 };
 
 /// Paths of this service's own RPCs; health and reflection are others'.
@@ -32,8 +33,14 @@ const OWN_PATHS: &str = "/reel.v1.";
 /// Paths of health and reflection, whose streams would go on for ever.
 const STANDARD_PATHS: &str = "/grpc.";
 
-/// Paths of uploads.
+/// Paths of uploads, and of the request that belongs to them.
 const INGEST_PATHS: &str = "/reel.v1.IngestService/";
+
+/// Paths of playbacks.
+const PLAYBACK_PATHS: &str = "/reel.v1.PlaybackService/";
+
+/// Path of reflection, which has streams of requests that may be left open.
+const REFLECTION_PATHS: &str = "/grpc.reflection.";
 
 /// tonic also ends calls at their deadline, with another status. Ours comes this much earlier.
 const AHEAD_OF_TONIC: Duration = Duration::from_millis(2);
@@ -45,19 +52,14 @@ const ANSWER_AFTER_DRAIN_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(super) struct RpcLayer {
     intake: Intake,
+    readers: Arc<Readers>,
     ready: Arc<AtomicBool>,
     drain: CancellationToken,
-    max_message_bytes: usize,
 }
 
 impl RpcLayer {
-    pub(super) fn new(
-        intake: Intake,
-        ready: Arc<AtomicBool>,
-        drain: CancellationToken,
-        max_message_bytes: usize,
-    ) -> Self {
-        Self { intake, ready, drain, max_message_bytes }
+    pub(super) fn new(intake: Intake, readers: Arc<Readers>, ready: Arc<AtomicBool>, drain: CancellationToken) -> Self {
+        Self { intake, readers, ready, drain }
     }
 }
 
@@ -102,10 +104,13 @@ where
             line.code = Some(refused.code());
             return Box::pin(async { Ok(refused.into_http()) });
         }
-        let limit_bytes = self.layer.max_message_bytes;
+        let is_upload = path.starts_with(INGEST_PATHS);
+        let limit_bytes = self.layer.intake.limit_bytes(is_upload);
+        let readers = path.starts_with(PLAYBACK_PATHS).then(|| Arc::clone(&self.layer.readers));
         let deadline = deadline(request.headers()).and_then(|timeout| line.begun.checked_add(timeout));
         let drained = path.starts_with(STANDARD_PATHS).then(|| Box::pin(self.layer.drain.clone().cancelled_owned()));
-        let request = if path.starts_with(INGEST_PATHS) { self.admit(request) } else { request };
+        let is_limited = !path.starts_with(REFLECTION_PATHS);
+        let (request, permits) = self.admit(request, is_upload, is_limited);
         let responding = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         let drain = self.layer.drain.clone();
         let left_behind = async move {
@@ -131,7 +136,14 @@ where
                 () = passed => Ok(Status::from(Error::DeadlineExceeded).into_http()),
                 () = left_behind => Ok(Status::from(Error::Draining).into_http()),
             };
+            if let Some(permits) = permits.filter(|_| is_limited) {
+                permits.release();
+            }
             let (mut parts, body) = response?.into_parts();
+            let body = match readers {
+                Some(readers) => Body::new(readers.watch(body)),
+                None => body,
+            };
             complete(&mut parts.headers, limit_bytes, &mut line);
             let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
             let body = RpcBody { inner: body, deadline, drained, limit_bytes, line, over: false };
@@ -141,12 +153,24 @@ where
 }
 
 impl<S> RpcService<S> {
-    /// Puts the intake before the body of an upload.
-    fn admit(&self, request: Request<Body>) -> Request<Body> {
+    /// Puts the intake before the body of a request. An upload's handler takes the permits itself; of other requests they are
+    /// to be kept until they are answered.
+    fn admit(
+        &self,
+        request: Request<Body>,
+        is_upload: bool,
+        is_limited: bool,
+    ) -> (Request<Body>, Option<MessagePermits>) {
         let (mut parts, body) = request.into_parts();
-        let (body, permits) = self.layer.intake.admit(body);
-        parts.extensions.insert(permits);
-        Request::from_parts(parts, Body::new(body))
+        let (body, permits) = if is_upload {
+            let (body, permits) = self.layer.intake.admit(body);
+            parts.extensions.insert(permits);
+            (body, None)
+        } else {
+            let (body, permits) = self.layer.intake.admit_request(body, is_limited);
+            (body, Some(permits))
+        };
+        (Request::from_parts(parts, Body::new(body)), permits)
     }
 }
 

@@ -20,7 +20,6 @@ use uuid::Uuid;
 
 pub use self::{compare::ArchivedDigests, known::KnownSessions};
 use self::{
-    compare::Comparison,
     known::{KnownSession, KnownTrack},
     plan::{Plan, Verdict, count},
 };
@@ -95,6 +94,7 @@ impl Store {
         now: DateTime<Utc>,
         max_tracks: usize,
     ) -> Vec<Appended> {
+        known.forget_erased();
         let mut append = Append {
             store: self,
             batches,
@@ -310,12 +310,11 @@ impl<'a> Append<'a> {
             let known = &write.batch.actions[..write.known];
             let (session, archived) = (write.batch.session, self.batches[write.index].archived);
             let compared = compare::compare(self.store, session, write.track, write.first_seq, known, archived).await?;
-            let conflicts = match compared {
-                Comparison::Conflicts(conflicts) => conflicts,
-                Comparison::NeedsArchive => return Ok(Some((write.index, write.track))),
-            };
-            write.receipt.duplicate_count = count(known.len() - conflicts.len());
-            conflicts.into_iter().for_each(|seq| write.receipt.reject(Batch::conflict(seq)));
+            // Segments are never changed: where a placeholder in one gives way, the session is brought back first.
+            match compared.filter(|comparison| !comparison.is_archived) {
+                Some(comparison) => write.compared(comparison),
+                None => return Ok(Some((write.index, write.track))),
+            }
         }
         Ok(None)
     }
@@ -347,10 +346,14 @@ impl<'a> Append<'a> {
             let (session, track, first_seq) = (batch.session, doubt.track, doubt.first_seq);
             let compared = compare::compare(self.store, session, track, first_seq, &batch.actions, None).await?;
             // Archived already: it counts as what has arrived again.
-            let Comparison::Conflicts(conflicts) = compared else { continue };
+            let Some(comparison) = compared else { continue };
             let Some(doubt) = self.doubts.remove(&index) else { continue };
-            // Where it had conflicts before, it has them still: they are in the receipt.
-            if conflicts.iter().all(|seq| doubt.receipt.rejections.iter().any(|known| known.seq == *seq)) {
+            // What is replaceable still was not replaced. Where it had conflicts before, it has them still: they are in the
+            // receipt.
+            let is_done = comparison.replaceable.is_empty();
+            if is_done
+                && comparison.conflicts.iter().all(|seq| doubt.receipt.rejections.iter().any(|known| known.seq == *seq))
+            {
                 self.settle(index, Ok(doubt.receipt));
             }
         }

@@ -47,6 +47,8 @@ struct ToArchive {
     segment_id: Option<i64>,
     archived_count: i64,
     actions: i64,
+    /// What was read of its actions is what they are as long as the session is not indexed anew.
+    index_version: i64,
 }
 
 /// A segment that was written and verified.
@@ -133,7 +135,7 @@ impl Store {
         let (from, to) = window.bounds();
         let sql = format!(
             "SELECT sessions.id, sessions.user_id, sessions.segment_id, sessions.archived_count, \
-                 CAST(sum(tracks.last_seq) AS bigint) AS actions \
+                 sessions.index_version, CAST(sum(tracks.last_seq) AS bigint) AS actions \
              FROM sessions JOIN tracks ON tracks.session_id = sessions.id \
              WHERE sessions.id >= $2 AND sessions.id < $3 AND sessions.action_count > sessions.archived_count \
                  AND {MAY_BE_ARCHIVED} \
@@ -164,8 +166,14 @@ mod tests {
 
     #[test]
     fn a_segment_ends_with_the_session_that_fills_it() {
-        let session =
-            |actions| ToArchive { id: Uuid::nil(), user_id: None, segment_id: None, archived_count: 0, actions };
+        let session = |actions| ToArchive {
+            id: Uuid::nil(),
+            user_id: None,
+            segment_id: None,
+            archived_count: 0,
+            actions,
+            index_version: 0,
+        };
         let lengths = |actions: &[i64]| {
             let sessions: Vec<_> = actions.iter().copied().map(session).collect();
             portions(&sessions).map(<[_]>::len).collect::<Vec<_>>()

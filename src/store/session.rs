@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::{
     Store,
     archive::make_stale,
+    changes::{Erased, notify_erased_in_txn},
     entity::{action, session, tombstone, track},
     erasure,
     failure::{Attempts, Failure},
@@ -280,6 +281,7 @@ impl Store {
             match self.session_remove_once(id, condition.clone(), erasure_of, now).await {
                 Ok(actions) => {
                     self.has_erased.store(true, Ordering::Release);
+                    self.tell_erased(Erased::Session(id));
                     return Ok(actions);
                 }
                 Err(failure) => attempts.again_after(failure).await?,
@@ -322,6 +324,7 @@ impl Store {
         if let Some(user_id) = erasure_of {
             erasure::note_in_txn(&tx, user_id, actions).await?;
         }
+        notify_erased_in_txn(&tx, Erased::Session(id)).await?;
         tx.commit().await?;
         Ok(actions)
     }

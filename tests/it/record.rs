@@ -1,5 +1,8 @@
 //! Recording: what is stored, what is acknowledged, what is refused.
 
+mod gone;
+mod heal;
+
 use reel::proto::{
     Action, GetIngestCursorRequest, RejectionReason, SessionEnd, SessionStart,
     ingest_service_client::IngestServiceClient,

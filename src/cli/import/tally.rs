@@ -19,11 +19,16 @@ pub(in crate::cli) struct Tally {
     pub(in crate::cli) known_count: u64,
     /// Not stored as they were sent.
     pub(in crate::cli) rejected_count: u64,
+    /// Of those stored before, the ones of which there is only a placeholder.
+    pub(in crate::cli) placeholder_count: u64,
+    /// Of the new ones, those that took the place of a placeholder.
+    pub(in crate::cli) replaced_count: u64,
     rejected: Vec<Rejected>,
 }
 
-/// An action that was not stored as it was sent.
+/// An action that was not stored as it was sent: now, or before.
 struct Rejected {
+    outcome: &'static str,
     session_id: String,
     source: String,
     rejection: Rejection,
@@ -37,12 +42,17 @@ impl Tally {
             self.new_count += count(track.accepted_count);
             self.known_count += count(track.duplicate_count);
             self.rejected_count += count(track.rejected_count);
-            let room = MAX_TOLD - self.rejected.len();
-            self.rejected.extend(track.rejections.into_iter().take(room).map(|rejection| Rejected {
-                session_id: receipt.session_id.clone(),
-                source: track.source.clone(),
-                rejection,
-            }));
+            self.placeholder_count += count(track.placeholder_count);
+            self.replaced_count += count(track.replaced_count);
+            for (outcome, listed) in [("rejected", track.rejections), ("still a placeholder", track.placeholders)] {
+                let room = MAX_TOLD - self.rejected.len();
+                self.rejected.extend(listed.into_iter().take(room).map(|rejection| Rejected {
+                    outcome,
+                    session_id: receipt.session_id.clone(),
+                    source: track.source.clone(),
+                    rejection,
+                }));
+            }
         }
     }
 
@@ -51,15 +61,31 @@ impl Tally {
         self.new_count + self.known_count + self.rejected_count
     }
 
-    /// A line for each of the first rejections.
+    /// What was not stored as it was sent, now or before. None where everything is.
+    pub(super) fn fault(&self) -> Option<String> {
+        let rejected =
+            (self.rejected_count > 0).then(|| format!("{} rejected", counted(self.rejected_count, "action")));
+        let kept = (self.placeholder_count > 0)
+            .then(|| format!("{} stored as no more than a placeholder", counted(self.placeholder_count, "action")));
+        let faults: Vec<_> = rejected.into_iter().chain(kept).collect();
+        (!faults.is_empty()).then(|| faults.join(", "))
+    }
+
+    /// Adds what another recording came to.
+    pub(super) fn absorb(&mut self, other: &Self) {
+        self.rejected_count += other.rejected_count;
+        self.placeholder_count += other.placeholder_count;
+    }
+
+    /// A line for each of the first rejections and placeholders.
     pub(super) fn rejections(&self, sessions: &[ImportedSession]) -> impl Iterator<Item = String> {
-        self.rejected.iter().map(|Rejected { session_id, source, rejection }| {
+        self.rejected.iter().map(|Rejected { outcome, session_id, source, rejection }| {
             let name = sessions.iter().find(|session| session.id.to_string() == *session_id);
             let name = name.map_or("", |session| &session.name);
             let reason = RejectionReason::try_from(rejection.reason).unwrap_or_default().as_str_name();
             let reason = reason.trim_start_matches("REJECTION_REASON_");
             let Rejection { seq, description, .. } = rejection;
-            format!("  rejected: session {session_id} ({name}), source {source}, seq {seq}: {reason}: {description}")
+            format!("  {outcome}: session {session_id} ({name}), source {source}, seq {seq}: {reason}: {description}")
         })
     }
 }
@@ -73,7 +99,14 @@ impl fmt::Display for Tally {
             HumanCount(self.new_count),
             HumanCount(self.known_count),
             HumanCount(self.rejected_count),
-        )
+        )?;
+        if self.replaced_count > 0 {
+            write!(f, "; {} in the place of placeholders", HumanCount(self.replaced_count))?;
+        }
+        if self.placeholder_count > 0 {
+            write!(f, "; {} still placeholders", HumanCount(self.placeholder_count))?;
+        }
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{
     AppendError,
-    plan::{Plan, TrackWrite},
+    plan::{BatchWrite, Plan, TrackWrite},
 };
 use crate::{
     model::{Action, SessionId},
@@ -28,7 +28,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '500ms'";
 
 /// One text for any number of tracks, so that it is prepared once. The rows come in the order of their keys, and are locked
-/// in it. A track is moved only from where it is expected: rows that are not are not counted.
+/// in it. A track is moved only from where it is expected, and keeps its number: rows that are not are not given back. A row
+/// that is new (its `xmax` is 0) was expected to be so only if it has all seqs from 1 on.
 const MOVE_TRACKS: &str = "
 INSERT INTO tracks AS track (session_id, number, source, last_seq, accepted_count, duplicate_count, rejected_count,
     error_count, last_action_at, last_received_at)
@@ -38,16 +39,25 @@ ON CONFLICT (session_id, source) DO UPDATE SET
     last_seq = excluded.last_seq,
     accepted_count = track.accepted_count + excluded.accepted_count,
     duplicate_count = track.duplicate_count + excluded.duplicate_count,
-    rejected_count = track.rejected_count + excluded.rejected_count,
+    rejected_count = greatest(track.rejected_count + excluded.rejected_count, 0),
     error_count = track.error_count + excluded.error_count,
     last_action_at = greatest(track.last_action_at, excluded.last_action_at),
     last_received_at = excluded.last_received_at,
-    dirty = track.dirty OR excluded.accepted_count + excluded.rejected_count > 0
-WHERE track.last_seq = excluded.last_seq - excluded.accepted_count - excluded.rejected_count";
+    dirty = track.dirty OR excluded.accepted_count > 0 OR excluded.rejected_count > 0
+WHERE track.last_seq = excluded.last_seq - excluded.accepted_count - excluded.rejected_count
+    AND track.number = excluded.number
+RETURNING NOT (track.xmax = 0) OR track.last_seq = track.accepted_count + track.rejected_count AS is_whole";
 
 /// Conflicts are counted apart: nothing is stored of them, so they do not move the track.
 const COUNT_CONFLICTS: &str =
     "UPDATE tracks SET rejected_count = rejected_count + $3 WHERE session_id = $1 AND source = $2";
+
+/// The actions of one batch that take the place of placeholders.
+const REPLACE_PLACEHOLDERS: &str = "
+UPDATE actions SET type = given.type, target = given.target, data = nullif(given.data, '')::json
+FROM unnest($3::timestamptz[], $4::bigint[], $5::text[], $6::text[], $7::text[]) AS given (at, seq, type, target, data)
+WHERE actions.session_id = $1 AND actions.track = $2 AND actions.timestamp = given.at AND actions.seq = given.seq
+    AND actions.type = 'reel.rejected'";
 
 const COPY_ACTIONS: &str =
     "COPY actions (session_id, timestamp, track, seq, type, target, data) FROM STDIN (FORMAT binary)";
@@ -116,6 +126,9 @@ async fn write(
 ) -> Result<(), Unwritten> {
     connection.execute(sqlx::raw_sql(BEGIN)).await?;
     move_tracks(connection, plan, now).await?;
+    for write in plan.batches.iter().filter(|write| !write.replaces.is_empty()) {
+        replace_placeholders(connection, write).await?;
+    }
     if rows.len() > HEADER.len() + TRAILER.len() {
         let mut copy = connection.copy_in_raw(COPY_ACTIONS).await?;
         for chunk in rows.chunks(CHUNK_BYTES) {
@@ -131,7 +144,7 @@ async fn write(
 async fn move_tracks(connection: &mut PgConnection, plan: &Plan<'_>, now: DateTime<Utc>) -> Result<(), Unwritten> {
     let keys = || plan.tracks.keys();
     let column = |value: fn(&TrackWrite) -> i64| plan.tracks.values().map(value).collect::<Vec<_>>();
-    let moved = sqlx::query(MOVE_TRACKS)
+    let moved: Vec<bool> = sqlx::query_scalar(MOVE_TRACKS)
         .bind(keys().map(|(session, _)| session.as_uuid()).collect::<Vec<_>>())
         .bind(plan.tracks.values().map(|track| track.number).collect::<Vec<_>>())
         .bind(keys().map(|(_, source)| *source).collect::<Vec<_>>())
@@ -142,9 +155,9 @@ async fn move_tracks(connection: &mut PgConnection, plan: &Plan<'_>, now: DateTi
         .bind(column(|track| track.error_count))
         .bind(plan.tracks.values().map(|track| track.last_action_at).collect::<Vec<_>>())
         .bind(now)
-        .execute(&mut *connection)
+        .fetch_all(&mut *connection)
         .await?;
-    if moved.rows_affected() != u64::try_from(plan.tracks.len()).unwrap_or(u64::MAX) {
+    if moved.len() != plan.tracks.len() || !moved.into_iter().all(|is_whole| is_whole) {
         return Err(Unwritten::Outdated);
     }
     for ((session, source), track) in plan.tracks.iter().filter(|(_, track)| track.conflict_count > 0) {
@@ -152,6 +165,23 @@ async fn move_tracks(connection: &mut PgConnection, plan: &Plan<'_>, now: DateTi
         count.execute(&mut *connection).await?;
     }
     Ok(())
+}
+
+async fn replace_placeholders(connection: &mut PgConnection, write: &BatchWrite<'_>) -> Result<(), Unwritten> {
+    let text = |value: fn(&Action) -> &str| write.replacements().map(|(_, action)| value(action)).collect::<Vec<_>>();
+    let replaced = sqlx::query(REPLACE_PLACEHOLDERS)
+        .bind(write.batch.session.as_uuid())
+        .bind(write.track)
+        .bind(write.replacements().map(|(_, action)| action.timestamp).collect::<Vec<_>>())
+        .bind(&write.replaces)
+        .bind(text(|action| &action.kind))
+        .bind(text(|action| &action.target))
+        .bind(text(|action| &action.data))
+        .execute(&mut *connection)
+        .await?;
+    let is_whole = replaced.rows_affected() == u64::try_from(write.replaces.len()).unwrap_or(u64::MAX);
+    // Others were faster, or the session is being archived.
+    if is_whole { Ok(()) } else { Err(Unwritten::Outdated) }
 }
 
 /// Signature, flags and the length of an extension that is not there; see

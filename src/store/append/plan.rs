@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, HashSet};
 
 use chrono::{DateTime, Utc};
 
-use super::known::{KnownSession, KnownTrack};
+use super::{
+    compare::Comparison,
+    known::{KnownSession, KnownTrack},
+};
 use crate::{
     error::Error,
     model::{Action, Batch, BatchAction, ERROR_TYPE, Rejection, RejectionReason, SessionId, TrackReceipt},
@@ -28,12 +31,14 @@ pub(super) struct Plan<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct TrackWrite {
     pub(super) number: i16,
+    /// Whether it is not there yet.
+    pub(super) is_new: bool,
     /// How far it must be for this plan to be right.
     pub(super) expected_seq: i64,
     pub(super) last_seq: i64,
     pub(super) accepted_count: i64,
     pub(super) duplicate_count: i64,
-    /// Stored as placeholders.
+    /// Stored as placeholders, less those that are replaced.
     pub(super) rejected_count: i64,
     /// Rejected, and nothing stored.
     pub(super) conflict_count: i64,
@@ -51,6 +56,8 @@ pub(super) struct BatchWrite<'a> {
     pub(super) first_seq: i64,
     /// How many of its actions are stored already.
     pub(super) known: usize,
+    /// The seqs of those that take the place of placeholders, in order.
+    pub(super) replaces: Vec<i64>,
     pub(super) receipt: TrackReceipt,
 }
 
@@ -59,6 +66,23 @@ impl BatchWrite<'_> {
     pub(super) fn rows(&self) -> impl Iterator<Item = (i64, &Action)> {
         let first = self.first_seq + count(self.known);
         (first..).zip(self.batch.actions[self.known..].iter().map(BatchAction::to_store))
+    }
+
+    /// The actions that take the place of placeholders, with their seqs.
+    pub(super) fn replacements(&self) -> impl Iterator<Item = (i64, &Action)> {
+        let known = (self.first_seq..).zip(self.batch.actions[..self.known].iter().map(BatchAction::to_store));
+        known.filter(|(seq, _)| self.replaces.binary_search(seq).is_ok())
+    }
+
+    /// Takes note of how what is stored already compares.
+    pub(super) fn compared(&mut self, comparison: Comparison) {
+        let others = comparison.conflicts.len() + comparison.replaceable.len();
+        self.receipt.duplicate_count = count(self.known - others.min(self.known));
+        self.receipt.replaced_count = count(comparison.replaceable.len());
+        self.receipt.accepted_count += self.receipt.replaced_count;
+        self.replaces = comparison.replaceable;
+        comparison.conflicts.into_iter().for_each(|seq| self.receipt.reject(Batch::conflict(seq)));
+        comparison.placeholders.into_iter().for_each(|stays| self.receipt.keep_placeholder(stays));
     }
 }
 
@@ -130,11 +154,13 @@ impl<'a> Plan<'a> {
             track: number,
             first_seq,
             known: usize::try_from(known).unwrap_or(0),
+            replaces: Vec::new(),
             receipt,
         });
         if length > 0 {
             let track = self.tracks.entry(key).or_insert_with(|| TrackWrite {
                 number,
+                is_new: stored.is_none(),
                 expected_seq: stored_seq,
                 last_seq: stored_seq,
                 ..TrackWrite::default()
@@ -151,7 +177,7 @@ impl<'a> Plan<'a> {
 
     fn new_tracks(&self, session: SessionId) -> usize {
         let of_session = self.tracks.iter().filter(|((of, _), _)| *of == session);
-        of_session.filter(|(_, track)| track.expected_seq == 0).count()
+        of_session.filter(|(_, track)| track.is_new).count()
     }
 
     /// Counts what the transaction is to store, and what the comparison of the others has shown.
@@ -162,6 +188,9 @@ impl<'a> Plan<'a> {
             };
             track.duplicate_count += write.receipt.duplicate_count;
             track.conflict_count += write.receipt.rejected_count;
+            track.rejected_count -= write.receipt.replaced_count;
+            let errors = write.replacements().filter(|(_, action)| action.kind == ERROR_TYPE).count();
+            track.error_count += count(errors);
             let first_new = write.first_seq + count(write.known);
             for (action, seq) in write.batch.actions[write.known..].iter().zip(first_new..) {
                 let stored = action.to_store();
@@ -291,7 +320,13 @@ mod tests {
         let BatchAction::Valid(placeholder) = bad.actions.remove(0) else { unreachable!("it is valid") };
         let digest = placeholder.digest();
         let (reason, description) = (RejectionReason::InvalidData, String::new());
-        bad.actions.push(BatchAction::Rejected(RejectedAction { reason, description, digest, placeholder }));
+        bad.actions.push(BatchAction::Rejected(RejectedAction {
+            reason,
+            description,
+            digest,
+            digest_as_sent: None,
+            placeholder,
+        }));
         let mut plan = Plan::default();
         assert_eq!(plan.take(0, &bad, &KnownSession::default(), true, 64), Verdict::Taken);
         plan.count();

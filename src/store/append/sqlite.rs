@@ -9,26 +9,37 @@ use crate::model::{Action, SessionId};
 /// SQLite takes 32,766 parameters a statement; an action has 7, a track 10. Few enough for the statement cache to be of use.
 const ROWS_A_STATEMENT: usize = 100;
 
-const MOVE_TRACKS: &str = "
+const NEW_TRACKS: &str = "
 INSERT INTO tracks (session_id, number, source, last_seq, accepted_count, duplicate_count, rejected_count,
     error_count, last_action_at, last_received_at)
 VALUES ";
 
+const UNLESS_THERE: &str = " ON CONFLICT (session_id, source) DO NOTHING";
+
+/// Those that are expected to be there are not made anew should they have gone: they would begin in the middle.
+const MOVE_TRACKS: &str = "
+WITH given (session_id, number, source, last_seq, accepted_count, duplicate_count, rejected_count, error_count,
+    last_action_at, last_received_at) AS (VALUES ";
+
 /// As on PostgreSQL: a track is moved only from where it is expected.
-const FROM_WHERE_EXPECTED: &str = "
-ON CONFLICT (session_id, source) DO UPDATE SET
-    last_seq = excluded.last_seq,
-    accepted_count = tracks.accepted_count + excluded.accepted_count,
-    duplicate_count = tracks.duplicate_count + excluded.duplicate_count,
-    rejected_count = tracks.rejected_count + excluded.rejected_count,
-    error_count = tracks.error_count + excluded.error_count,
-    last_action_at = nullif(max(coalesce(tracks.last_action_at, ''), coalesce(excluded.last_action_at, '')), ''),
-    last_received_at = excluded.last_received_at,
-    dirty = tracks.dirty OR excluded.accepted_count + excluded.rejected_count > 0
-WHERE tracks.last_seq = excluded.last_seq - excluded.accepted_count - excluded.rejected_count";
+const FROM_WHERE_EXPECTED: &str = ")
+UPDATE tracks SET
+    last_seq = given.last_seq,
+    accepted_count = tracks.accepted_count + given.accepted_count,
+    duplicate_count = tracks.duplicate_count + given.duplicate_count,
+    rejected_count = max(tracks.rejected_count + given.rejected_count, 0),
+    error_count = tracks.error_count + given.error_count,
+    last_action_at = nullif(max(coalesce(tracks.last_action_at, ''), coalesce(given.last_action_at, '')), ''),
+    last_received_at = given.last_received_at,
+    dirty = tracks.dirty OR given.accepted_count > 0 OR given.rejected_count > 0
+FROM given WHERE tracks.session_id = given.session_id AND tracks.source = given.source AND tracks.number = given.number
+    AND tracks.last_seq = given.last_seq - given.accepted_count - given.rejected_count";
 
 const COUNT_CONFLICTS: &str =
     "UPDATE tracks SET rejected_count = rejected_count + $3 WHERE session_id = $1 AND source = $2";
+
+const REPLACE_PLACEHOLDER: &str = "UPDATE actions SET type = $5, target = $6, data = $7 \
+     WHERE session_id = $1 AND timestamp = $2 AND track = $3 AND seq = $4 AND type = 'reel.rejected'";
 
 const INSERT_ACTIONS: &str = "INSERT INTO actions (session_id, timestamp, track, seq, type, target, data) VALUES ";
 
@@ -39,6 +50,15 @@ pub(super) async fn append_in_txn(
     now: DateTime<Utc>,
 ) -> Result<(), AppendError> {
     move_tracks(tx, plan, now).await?;
+    for write in &plan.batches {
+        for (seq, action) in write.replacements() {
+            let values = row(write.batch.session, write.track, seq, action);
+            let replace = Statement::from_sql_and_values(DbBackend::Sqlite, REPLACE_PLACEHOLDER, values);
+            if tx.execute_raw(replace).await?.rows_affected() != 1 {
+                return Err(AppendError::Outdated);
+            }
+        }
+    }
     let rows: Vec<_> = plan
         .batches
         .iter()
@@ -52,8 +72,10 @@ pub(super) async fn append_in_txn(
 }
 
 async fn move_tracks(tx: &DatabaseTransaction, plan: &Plan<'_>, now: DateTime<Utc>) -> Result<(), AppendError> {
-    let tracks: Vec<_> = plan.tracks.iter().collect();
-    for tracks in tracks.chunks(ROWS_A_STATEMENT) {
+    let (new, known): (Vec<_>, Vec<_>) = plan.tracks.iter().partition(|(_, track)| track.is_new);
+    let new = new.chunks(ROWS_A_STATEMENT).map(|tracks| (NEW_TRACKS, UNLESS_THERE, tracks));
+    let known = known.chunks(ROWS_A_STATEMENT).map(|tracks| (MOVE_TRACKS, FROM_WHERE_EXPECTED, tracks));
+    for (head, tail, tracks) in new.chain(known) {
         let values = tracks.iter().flat_map(|((session, source), track)| {
             [
                 Value::from(session.as_uuid()),
@@ -68,7 +90,7 @@ async fn move_tracks(tx: &DatabaseTransaction, plan: &Plan<'_>, now: DateTime<Ut
                 now.into(),
             ]
         });
-        let moved = run(tx, MOVE_TRACKS, 10, tracks.len(), FROM_WHERE_EXPECTED, values).await?;
+        let moved = run(tx, head, 10, tracks.len(), tail, values).await?;
         if moved != u64::try_from(tracks.len()).unwrap_or(u64::MAX) {
             return Err(AppendError::Outdated);
         }

@@ -55,6 +55,15 @@ impl Store {
     /// Brings a session back, and pins it, for otherwise it would be archived again. Gives how many actions came back: none
     /// where it is not archived.
     pub async fn session_restore(&self, id: SessionId, pin: &Pin) -> Result<i64> {
+        self.session_restore_with(id, Some(pin)).await
+    }
+
+    /// Brings a session back for now: it is archived again in its time, with what it has then.
+    pub(in crate::store) async fn session_bring_back(&self, id: SessionId) -> Result<i64> {
+        self.session_restore_with(id, None).await
+    }
+
+    async fn session_restore_with(&self, id: SessionId, pin: Option<&Pin>) -> Result<i64> {
         self.partition_ensure_for(id).await;
         let (mut attempts, mut looks) = (Attempts::default(), 1);
         loop {
@@ -66,7 +75,7 @@ impl Store {
         }
     }
 
-    async fn session_restore_once(&self, id: SessionId, pin: &Pin) -> Result<i64, Failure> {
+    async fn session_restore_once(&self, id: SessionId, pin: Option<&Pin>) -> Result<i64, Failure> {
         let uuid = id.as_uuid();
         let tx = self.begin_long().await?;
         if self.is_postgres() {
@@ -99,7 +108,7 @@ impl Store {
             index_version: Set(row.index_version + 1),
             ..Default::default()
         };
-        if row.pinned_until.is_none_or(|until| until < pin.until) {
+        if let Some(pin) = pin.filter(|pin| row.pinned_until.is_none_or(|until| until < pin.until)) {
             changed.pinned_until = Set(Some(pin.until));
             changed.pin_reason = Set(Some(pin.reason.clone()));
         }

@@ -26,7 +26,8 @@ use crate::{
 /// Rows of others that are moved aside at most when a partition is dropped: everybody waits meanwhile.
 const MAX_ASIDE: i64 = 200_000;
 
-/// Says of sessions which segment they are in, unless somebody else has.
+/// Says of sessions which segment they are in, unless somebody else has, or they were indexed anew since they were read:
+/// placeholders may have been replaced.
 const CLAIM: Table = Table {
     columns: &[
         ("id", "uuid"),
@@ -34,11 +35,13 @@ const CLAIM: Table = Table {
         ("actions", "bigint"),
         ("before", "bigint"),
         ("segment_before", "bigint"),
+        ("version", "bigint"),
     ],
     head: "UPDATE sessions SET segment_id = given.segment_id, archived_count = given.actions, \
            index_version = index_version + 1 FROM ",
     tail: " WHERE sessions.id = given.id AND sessions.archived_count = given.before \
-           AND coalesce(sessions.segment_id, 0) = given.segment_before RETURNING sessions.id",
+           AND coalesce(sessions.segment_id, 0) = given.segment_before \
+           AND sessions.index_version = given.version RETURNING sessions.id",
 };
 
 /// The reverse.
@@ -117,13 +120,15 @@ impl Store {
         let partition = partition_name("actions", window);
         detach(&tx, &[("actions", partition.clone())]).await?;
         failpoint::reach("actions detached");
-        // Nobody is writing actions now. Whatever was committed after a segment was written is not in it.
+        // Nobody is writing actions now. Whatever was committed after a segment was written is not in it, nor are
+        // placeholders that were replaced.
         let segments: Vec<_> = sealing.iter().map(|sealing| sealing.segment.to_string()).collect();
         let segments = segments.join(", ");
         let grown = format!(
             "SELECT sessions.id FROM sessions JOIN tracks ON tracks.session_id = sessions.id \
              WHERE sessions.id >= $1 AND sessions.id < $2 AND sessions.segment_id IN ({segments}) \
-             GROUP BY sessions.id HAVING sum(tracks.last_seq) <> sessions.archived_count"
+             GROUP BY sessions.id HAVING sum(tracks.last_seq) <> sessions.archived_count \
+                 OR sum(CASE WHEN tracks.dirty THEN 1 ELSE 0 END) > 0"
         );
         let grown = Statement::from_sql_and_values(self.backend, grown, [from.into(), to.into()]);
         let grown: HashSet<Uuid> = Id::find_by_statement(grown).all(&tx).await?.into_iter().map(|row| row.id).collect();
@@ -192,7 +197,8 @@ impl Store {
         let tracks =
             track::Entity::find().filter(track::Column::SessionId.eq(archived.id)).lock_exclusive().all(&tx).await?;
         let actions: i64 = tracks.iter().map(|track| track.last_seq).sum();
-        if actions != archived.actions || !is_in_use(&tx, segment, path).await? {
+        let is_changed = actions != archived.actions || tracks.iter().any(|track| track.dirty);
+        if is_changed || !is_in_use(&tx, segment, path).await? {
             return Ok(false);
         }
         if claim(&tx, segment, std::slice::from_ref(archived)).await?.is_empty() {
@@ -252,6 +258,7 @@ async fn claim(tx: &DatabaseTransaction, segment: i64, sessions: &[ToArchive]) -
             session.actions.into(),
             session.archived_count.into(),
             session.segment_id.unwrap_or(0).into(),
+            session.index_version.into(),
         ]
     };
     let claimed: Vec<Id> = CLAIM.rows(tx, sessions.iter().map(row).collect()).await?;

@@ -121,6 +121,7 @@ impl Store {
             segment_id: None,
             archived_count: session.archived_count,
             actions: session.archived_count,
+            index_version: session.index_version,
         });
         let whole: Vec<_> = whole.collect();
         let renewed = self.renewal_write(row, path, &fresh, &whole, lease).await;

@@ -12,6 +12,7 @@ use crate::{
     error::Result,
     model::{ExpiredDay, ExpiryReason, Window},
     store::{
+        changes::{Erased, notify_erased_in_txn},
         failure::{Attempts, Failure},
         index::FACETS_LOCK,
         partition::{TABLES, count_drop, detach, partition_bytes_of_table, partition_name, windows_of_table},
@@ -90,7 +91,9 @@ impl Store {
         for (_, name) in &partitions {
             tx.execute_unprepared(&format!("DROP TABLE {name}")).await?;
         }
+        notify_erased_in_txn(&tx, Erased::Any).await?;
         tx.commit().await?;
+        self.tell_erased(Erased::Any);
         Ok(ExpiredDay { sessions: gone.sessions, actions: gone.actions, bytes, ..day })
     }
 }

@@ -32,6 +32,7 @@ on_both_databases!(
     headers_over_16_kib_break_their_call_and_nothing_else,
     what_is_not_grpc_is_refused,
     a_message_that_stops_coming_is_given_up,
+    a_request_that_is_no_upload_may_have_256_kib_and_is_complete_in_time,
 );
 
 /// The largest message.
@@ -295,16 +296,46 @@ async fn a_message_that_stops_coming_is_given_up(backend: Backend) {
     for path in [RECORD, "/reel.v1.IngestService/StreamActions"] {
         let (response, mut sending) = wire.begin(Head::of(path)).await.unwrap();
         sending.send_data([frame_header(0, 10), vec![0x0a; 5]].concat().into(), false).unwrap();
-        let response = response.await.unwrap();
-        let mut body = response.into_parts();
-        let trailers = if body.0.headers.contains_key("grpc-status") {
-            body.0.headers
-        } else {
-            assert!(body.1.data().await.is_none());
-            body.1.trailers().await.unwrap().unwrap()
-        };
-        let status = Status::from_header_map(&trailers).unwrap();
+        let status = status_of(response).await;
         assert_eq!((status.code(), reason(&status).as_str()), (Code::DeadlineExceeded, "UPLOAD_STALLED"), "{path}");
         assert_eq!(metadata(&status, "limit_seconds"), "1");
+    }
+}
+
+/// The status of an answer without messages.
+async fn status_of(response: h2::client::ResponseFuture) -> Status {
+    let (head, mut body) = response.await.unwrap().into_parts();
+    let trailers = if head.headers.contains_key("grpc-status") {
+        head.headers
+    } else {
+        assert!(body.data().await.is_none());
+        body.trailers().await.unwrap().unwrap()
+    };
+    Status::from_header_map(&trailers).unwrap()
+}
+
+async fn a_request_that_is_no_upload_may_have_256_kib_and_is_complete_in_time(backend: Backend) {
+    const REQUEST_LIMIT: usize = 256 << 10;
+    let database = TestDatabase::new(backend).await;
+    let reel = Reel::start_on(&database, &["--upload-stall-timeout", "1s"]).await;
+    let wire = Wire::connect(reel.address).await;
+    let list = || Head::of("/reel.v1.SessionService/ListSessions");
+    // Field 2 is a text: the page token.
+    let of_size = |bytes: usize| frame(0, &[vec![0x12, 0xfc, 0xff, 0x0f], vec![b'x'; bytes - 4]].concat());
+    let answer = wire.call(list(), of_size(REQUEST_LIMIT)).await.unwrap();
+    assert_eq!(answer.status.unwrap().code(), Code::InvalidArgument, "it is read, and no token");
+    for path in ["/reel.v1.SessionService/ListSessions", "/reel.v1.PlaybackService/PlaySession"] {
+        // Refused by its header, before anything of it is kept.
+        let (response, mut sending) = wire.begin(Head::of(path)).await.unwrap();
+        sending.send_data(frame_header(0, REQUEST_LIMIT + 1).into(), false).unwrap();
+        let status = status_of(response).await;
+        assert_eq!(reason(&status), "MESSAGE_TOO_LARGE", "{path}");
+        assert_eq!(metadata(&status, "limit_bytes"), REQUEST_LIMIT.to_string());
+        for begun in [Vec::new(), frame_header(0, 10), [frame_header(0, 10), vec![0x0a; 5]].concat()] {
+            let (response, mut sending) = wire.begin(Head::of(path)).await.unwrap();
+            sending.send_data(begun.into(), false).unwrap();
+            let status = status_of(response).await;
+            assert_eq!((status.code(), reason(&status).as_str()), (Code::DeadlineExceeded, "UPLOAD_STALLED"), "{path}");
+        }
     }
 }

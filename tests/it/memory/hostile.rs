@@ -23,6 +23,7 @@ use crate::{
 on_both_databases!(
     silent_connections_stalled_uploads_and_players_that_never_read_harm_nobody_else,
     stalled_uploads_of_the_largest_messages_harm_nobody_else,
+    stalled_requests_harm_nobody_else,
 );
 
 /// What the process may have of memory that is its own: heap and stacks, not the program and its files.
@@ -39,6 +40,9 @@ const UPLOADS_A_CONNECTION: usize = 50;
 /// Bytes of a message as senders of batches have them, and of the largest one.
 const USUAL_MESSAGE: usize = 64 << 10;
 const LARGEST_MESSAGE: usize = 4 << 20;
+
+/// Bytes of the largest message of a request that is no upload.
+const LARGEST_REQUEST: usize = 256 << 10;
 
 const DEAF_PLAYERS: usize = 100;
 
@@ -65,13 +69,13 @@ async fn never_greet(address: SocketAddr) {
 }
 
 /// Sends half a message on each of some streams, and then nothing, again and again.
-async fn stall(address: SocketAddr, message_bytes: usize) {
+async fn stall(address: SocketAddr, path: &str, message_bytes: usize) {
     let half = Bytes::from(vec![0; message_bytes / 2]);
     loop {
         let wire = Wire::connect(address).await;
         let mut streams = JoinSet::new();
         for _ in 0..UPLOADS_A_CONNECTION {
-            let begun = wire.begin(Head::of("/reel.v1.IngestService/StreamActions")).await;
+            let begun = wire.begin(Head::of(path)).await;
             let Ok((response, mut sending)) = begun else { break };
             let _ = sending.send_data(frame_header(0, message_bytes).into(), false);
             let _ = sending.send_data(half.clone(), false);
@@ -108,8 +112,12 @@ async fn never_read(address: SocketAddr, session: &str) -> (SendRequest<Bytes>, 
 
 impl Hostile {
     fn stall_uploads(&mut self, address: SocketAddr, message_bytes: usize) {
+        self.stall_all(address, "/reel.v1.IngestService/StreamActions", message_bytes);
+    }
+
+    fn stall_all(&mut self, address: SocketAddr, path: &'static str, message_bytes: usize) {
         for _ in 0..STALLED_UPLOADS / UPLOADS_A_CONNECTION {
-            self.tasks.spawn(stall(address, message_bytes));
+            self.tasks.spawn(stall(address, path, message_bytes));
         }
     }
 
@@ -201,5 +209,16 @@ async fn stalled_uploads_of_the_largest_messages_harm_nobody_else(backend: Backe
     let mut limited = Limited::start(backend).await;
     let mut hostile = Hostile::default();
     hostile.stall_uploads(limited.server.address, LARGEST_MESSAGE);
+    limited.check().await;
+}
+
+async fn stalled_requests_harm_nobody_else(backend: Backend) {
+    let mut limited = Limited::start(backend).await;
+    let mut hostile = Hostile::default();
+    for path in ["/reel.v1.SessionService/ListSessions", "/reel.v1.PlaybackService/PlaySession"] {
+        for message_bytes in [LARGEST_REQUEST, 1_000] {
+            hostile.stall_all(limited.server.address, path, message_bytes);
+        }
+    }
     limited.check().await;
 }
