@@ -7,7 +7,7 @@ use std::sync::{Arc, atomic::AtomicBool};
 
 use sea_orm::{
     DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr, SqliteTransactionMode, TransactionOptions,
-    TransactionTrait as _,
+    TransactionTrait as _, sqlx,
 };
 use tokio::sync::watch;
 
@@ -38,6 +38,7 @@ mod schema;
 mod search;
 mod segment;
 mod session;
+mod settings;
 mod track;
 mod user;
 
@@ -72,7 +73,9 @@ pub struct Store {
     partition_days: u16,
     /// Whether a write has failed, and none has gone through since that was to find out.
     writes_in_doubt: Arc<AtomicBool>,
-    /// Whether the database has answered when it was last asked whether it is there.
+    /// What has been seen of the database.
+    signs: Arc<probe::Signs>,
+    /// False while the database is away.
     answers: watch::Sender<bool>,
     /// When it has last not answered.
     outage: Outage,
@@ -84,6 +87,7 @@ impl Store {
     /// Opens the database without connecting to it yet: connections are made when they are needed, so that a service may
     /// start before its database.
     pub async fn open(url: &DatabaseUrl, connections: u32) -> Result<Self, Unfit> {
+        url.check_files().map_err(|(name, error)| Unfit::File { name, error })?;
         let outage = Outage::default();
         let (write, read, probe) = if url.is_sqlite() {
             (
@@ -96,7 +100,8 @@ impl Store {
             // it has a lock, on a connection that does nothing else.
             let connections = connections.max(2);
             let open = |connections| connect::postgres(url, connections, &outage);
-            (open(connections + 2)?, open(connections + 1)?, open(1)?)
+            // A look may still be under way, on a connection that has broken, when the next one begins.
+            (open(connections + 2)?, open(connections + 1)?, open(2)?)
         };
         let counters = connect::counters(url, (connections / 2).max(2), &outage).await?;
         let desk = question::Desk::new(counters, connect::STATEMENT_TIMEOUT);
@@ -117,6 +122,7 @@ impl Store {
             known_partitions,
             partition_days: 1,
             writes_in_doubt,
+            signs: Arc::default(),
             answers,
             outage,
             has_erased,
@@ -169,6 +175,14 @@ impl Store {
         if let Some(copy) = &self.copy {
             copy.pool.close().await;
         }
+    }
+
+    /// Why no connection to PostgreSQL can be made, if none can.
+    async fn why_not_connected(&self) -> Option<sqlx::Error> {
+        if !self.is_postgres() {
+            return None;
+        }
+        connect::why_not(self.write.get_postgres_connection_pool()).await
     }
 
     fn is_postgres(&self) -> bool {

@@ -11,10 +11,13 @@ mod known;
 mod plan;
 mod sqlite;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
-use sea_orm::DbErr;
+use sea_orm::{DbErr, sqlx::PgPool};
 use uuid::Uuid;
 
 pub use self::known::KnownSessions;
@@ -64,6 +67,11 @@ pub struct Arrived<'a> {
     pub batch: &'a Batch,
     /// Tells the upload from others.
     pub upload: usize,
+}
+
+/// Goes the way of a write on PostgreSQL within this time, and runs these statements on it.
+pub(super) async fn rehearse(pool: &PgPool, statements: String, within: Duration) -> std::result::Result<(), DbErr> {
+    copy::rehearse(pool, statements, within).await
 }
 
 impl Store {
@@ -125,7 +133,7 @@ impl<'a> Append<'a> {
             }
             let before = self.unsettled();
             match self.write(&round).await {
-                Ok(()) => {}
+                Ok(()) => self.store.note_commit(),
                 Err(failure) => {
                     round.iter().for_each(|index| self.known.forget(self.batches[*index].batch.session));
                     if round.len() > 1 && failure.may_be_of_one(attempts.failed()) {

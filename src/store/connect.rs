@@ -19,7 +19,7 @@ use sea_orm::{
 };
 use tokio::time::{Instant, timeout};
 
-use super::{question::Counter, relay::Relay};
+use super::{question::Counter, relay::Relay, settings::Settings};
 use crate::config::DatabaseUrl;
 
 /// How long a request waits for a connection before it is told that the database is unavailable.
@@ -28,12 +28,8 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The same for SQLite's one writer, whose queue everybody is in. Nothing but the disk makes it wait.
 const SQLITE_WRITER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a statement of a request may run.
+/// How long a statement of a request may run. PostgreSQL is told so by [`Settings`].
 pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long a statement waits for others: less than requests wait for a connection, so that those who wait for one session
-/// are not taken for a database that is away.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long SQLite waits for another process's write lock.
 pub(super) const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,7 +63,7 @@ impl Outage {
 
 /// Connections to PostgreSQL, made when they are needed.
 pub(super) fn postgres(url: &DatabaseUrl, connections: u32, outage: &Outage) -> Result<DatabaseConnection, DbErr> {
-    let pool = postgres_pool(connections, outage).connect_lazy_with(postgres_options(url)?);
+    let pool = postgres_pool(connections, outage, Settings::of_rows()).connect_lazy_with(postgres_options(url)?);
     Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
 }
 
@@ -75,19 +71,7 @@ pub(super) fn postgres(url: &DatabaseUrl, connections: u32, outage: &Outage) -> 
 pub(super) async fn counters(url: &DatabaseUrl, count: u32, outage: &Outage) -> Result<Vec<Counter>, DbErr> {
     let mut counters = Vec::new();
     if !url.is_sqlite() {
-        let options = postgres_options(url)?.options([
-            // A server that is busy with a statement looks so often whether its client is still there.
-            ("client_connection_check_interval", "500"),
-            // Here and not by a statement of each question.
-            ("default_transaction_isolation", "repeatable read"),
-            ("default_transaction_read_only", "on"),
-            // Searches are many and alike, and have no more use for a plan of their own than for the time it takes.
-            ("plan_cache_mode", "auto"),
-            // Compiling takes longer than most questions.
-            ("jit", "off"),
-            ("work_mem", "64MB"),
-        ]);
-        let pool = postgres_pool(count, outage).connect_lazy_with(options);
+        let pool = postgres_pool(count, outage, Settings::of_questions()).connect_lazy_with(postgres_options(url)?);
         for _ in 0..count {
             let connection = SqlxPostgresConnector::from_sqlx_postgres_pool(pool.clone());
             counters.push(Counter { connection, is_given_up: Arc::default() });
@@ -132,36 +116,36 @@ pub(super) fn copy(url: &DatabaseUrl, outage: &Outage) -> Result<CopyPool, DbErr
             }
         }
     }
-    Ok(CopyPool { pool: postgres_pool(MAX_WRITERS, outage).connect_lazy_with(options), _relay: relay })
+    let pool = postgres_pool(MAX_WRITERS, outage, Settings::of_rows()).connect_lazy_with(options);
+    Ok(CopyPool { pool, _relay: relay })
 }
 
 fn postgres_options(url: &DatabaseUrl) -> Result<PgConnectOptions, DbErr> {
     let options =
         PgConnectOptions::from_str(url.expose()).map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())))?;
-    let millis = |duration: Duration| duration.as_millis().to_string();
     Ok(options
         .application_name("reel")
-        .options([
-            // A generic plan locks every partition and every index of it, even where it reads one.
-            ("plan_cache_mode", "force_custom_plan"),
-            ("statement_timeout", &millis(STATEMENT_TIMEOUT)),
-            ("lock_timeout", &millis(LOCK_TIMEOUT)),
-            ("idle_in_transaction_session_timeout", "10000"),
-        ])
+        // Asked for as the connection is made, it is refused by poolers. See [`Settings`].
+        .extra_float_digits(None)
         // Statements quote nothing, but they are many.
         .disable_statement_logging())
 }
 
 /// The pool looks after nothing by itself. What it would do about old connections may, in the sqlx that there is now, count for
 /// ever instead: it burns a core, and the process does not end (launchbadge/sqlx#3645). See [`close_idle`].
-fn postgres_pool(connections: u32, outage: &Outage) -> PgPoolOptions {
+fn postgres_pool(connections: u32, outage: &Outage, settings: Settings) -> PgPoolOptions {
     let outage = outage.clone();
+    let settings = Arc::new(settings);
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .max_lifetime(None)
         .idle_timeout(None)
         .test_before_acquire(false)
+        .after_connect(move |connection, _| {
+            let settings = Arc::clone(&settings);
+            Box::pin(async move { settings.apply(connection).await })
+        })
         .before_acquire(move |connection, meta| {
             let is_suspect = outage.has_seen(meta.age);
             Box::pin(async move {
@@ -179,6 +163,22 @@ fn postgres_pool(connections: u32, outage: &Outage) -> PgPoolOptions {
             let is_young = meta.age < MAX_AGE;
             Box::pin(async move { Ok(is_young && still_works(connection).await?) })
         })
+}
+
+/// How long it may take to find out why there is no connection.
+const FIND_OUT_WITHIN: Duration = Duration::from_secs(3);
+
+/// Why a connection of this pool cannot be made, if it cannot. The pool itself says only that there was none in time.
+pub(super) async fn why_not(pool: &PgPool) -> Option<sqlx::Error> {
+    let connecting = async {
+        let mut connection = PgConnection::connect_with(&pool.connect_options()).await?;
+        Settings::of_rows().apply(&mut connection).await?;
+        connection.close().await
+    };
+    match timeout(FIND_OUT_WITHIN, connecting).await {
+        Ok(outcome) => outcome.err(),
+        Err(_) => Some(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+    }
 }
 
 /// Closes the connections that nobody uses. To be done now and then: after a rush there would be many of them for ever.
