@@ -27,9 +27,9 @@ pub struct DatabaseArgs {
         hide_env_values = true
     )]
     pub database_url: GivenUrl,
-    /// Connections to PostgreSQL for writing, as many for reading and half as many for searches and analysis, beside one for
-    /// each of the writers and four for itself; SQLite has one writer, so many readers and half as many for searches
-    #[arg(long, env = "REEL_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1000))]
+    /// Connections to PostgreSQL in all, shared out to writing, reading, questions and what looks after them, and one more for
+    /// each writer beyond two; fewer where the server has fewer left at the start. Connections that read SQLite
+    #[arg(long, env = "REEL_DATABASE_CONNECTIONS", default_value_t = 12, value_name = "N", value_parser = clap::value_parser!(u32).range(9..=1000))]
     pub database_connections: u32,
     /// How many days of session starts a new partition on PostgreSQL is for. They expire together, when the last of them does;
     /// with 7, from Monday to Sunday. Widen it for retentions of many months: questions look into every partition

@@ -10,7 +10,8 @@ use std::{
 };
 
 use sea_orm::{
-    ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr, SqlxPostgresConnector,
+    AccessMode, ConnectOptions, Database, DatabaseConnection, DbErr, IsolationLevel, RuntimeErr, SqlxPostgresConnector,
+    TransactionOptions,
     sqlx::{
         self, ConnectOptions as _, Connection as _, PgConnection, PgPool,
         postgres::{PgConnectOptions, PgPoolOptions},
@@ -74,16 +75,87 @@ pub(super) async fn counters(url: &DatabaseUrl, count: u32, outage: &Outage) -> 
         let pool = postgres_pool(count, outage, Settings::of_questions()).connect_lazy_with(postgres_options(url)?);
         for _ in 0..count {
             let connection = SqlxPostgresConnector::from_sqlx_postgres_pool(pool.clone());
-            counters.push(Counter { connection, is_given_up: Arc::default() });
+            counters.push(Counter { connection, begin: None, is_given_up: Arc::default() });
         }
         return Ok(counters);
     }
     for _ in 0..count {
         let is_given_up = Arc::new(AtomicBool::new(false));
         let connection = sqlite(url, 1, true, Some(Arc::clone(&is_given_up))).await?;
-        counters.push(Counter { connection, is_given_up });
+        counters.push(Counter { connection, begin: None, is_given_up });
     }
     Ok(counters)
+}
+
+/// How many questions about one session are answered at once.
+const LOOKUPS: u32 = 2;
+
+/// Where questions about one session are asked: on PostgreSQL by the connections for reading, which are quickly free.
+pub(super) async fn lookups(url: &DatabaseUrl, read: &DatabaseConnection) -> Result<Vec<Counter>, DbErr> {
+    if url.is_sqlite() {
+        return counters(url, LOOKUPS, &Outage::default()).await;
+    }
+    let begin = TransactionOptions {
+        isolation_level: Some(IsolationLevel::RepeatableRead),
+        access_mode: Some(AccessMode::ReadOnly),
+        sqlite_transaction_mode: None,
+    };
+    let counter = || Counter { connection: read.clone(), begin: Some(begin), is_given_up: Arc::default() };
+    Ok((0..LOOKUPS).map(|_| counter()).collect())
+}
+
+/// How the connections to PostgreSQL of a process are shared out: none of these waits for a connection of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shares {
+    pub(super) write: u32,
+    pub(super) read: u32,
+    pub(super) questions: u32,
+    pub(super) copy: u32,
+}
+
+impl Shares {
+    /// With fewer than these in all, something would not work.
+    pub(super) const FEWEST: u32 = 9;
+
+    /// One looks whether the database is there. Two write actions; more only where more writers are asked for. While this
+    /// process indexes or forgets, it has a lock, on a connection that does nothing else; another listens to other processes.
+    pub(super) fn of(connections: u32) -> Self {
+        let connections = connections.max(Self::FEWEST);
+        let is_scarce = connections < 12;
+        let copy = if is_scarce { 1 } else { 2 };
+        let questions = (connections / 6).max(1);
+        let write = (connections / 4).max(4);
+        let read = connections - 1 - copy - questions - write;
+        Self { write, read, questions, copy: if is_scarce { copy } else { MAX_WRITERS } }
+    }
+}
+
+/// How many connections the server has left for us: it, the role and the database may each have a limit. What is kept for
+/// superusers is not for us.
+const SLOTS_LEFT: &str = "SELECT least( \
+         current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint \
+             - coalesce(current_setting('reserved_connections', true)::bigint, 0) \
+             - (SELECT sum(numbackends) FROM pg_stat_database), \
+         (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database()) \
+             - (SELECT numbackends FROM pg_stat_database WHERE datname = current_database()), \
+         (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user) \
+             - (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user))::bigint";
+
+/// How many connections the server has left beside those that are made.
+pub(super) async fn slots_left(pool: &PgPool) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(SLOTS_LEFT).fetch_one(pool).await
+}
+
+/// The same before there are pools. None if the server cannot be asked now.
+pub(super) async fn slots_left_at_start(url: &DatabaseUrl) -> Option<u32> {
+    let asking = async {
+        let mut connection = PgConnection::connect_with(&postgres_options(url).ok()?).await.ok()?;
+        let left: i64 = sqlx::query_scalar(SLOTS_LEFT).fetch_one(&mut connection).await.ok()?;
+        drop(connection.close().await);
+        // This one is left again.
+        Some(u32::try_from(left.max(-1) + 1).unwrap_or(u32::MAX))
+    };
+    timeout(FIND_OUT_WITHIN, asking).await.ok().flatten()
 }
 
 /// SQLite looks whether anybody still waits for the answer after so many instructions of its machine: about every
@@ -102,7 +174,7 @@ pub(super) struct CopyPool {
 const MAX_WRITERS: u32 = 64;
 
 /// Connections for COPY, made when they are needed.
-pub(super) fn copy(url: &DatabaseUrl, outage: &Outage) -> Result<CopyPool, DbErr> {
+pub(super) fn copy(url: &DatabaseUrl, connections: u32, outage: &Outage) -> Result<CopyPool, DbErr> {
     let mut options = postgres_options(url)?;
     let mut relay = None;
     if options.get_socket().is_none() && !options.get_host().starts_with('/') {
@@ -116,7 +188,7 @@ pub(super) fn copy(url: &DatabaseUrl, outage: &Outage) -> Result<CopyPool, DbErr
             }
         }
     }
-    let pool = postgres_pool(MAX_WRITERS, outage, Settings::of_rows()).connect_lazy_with(options);
+    let pool = postgres_pool(connections, outage, Settings::of_rows()).connect_lazy_with(options);
     Ok(CopyPool { pool, _relay: relay })
 }
 
@@ -181,14 +253,16 @@ pub(super) async fn why_not(pool: &PgPool) -> Option<sqlx::Error> {
     }
 }
 
-/// Closes the connections that nobody uses. To be done now and then: after a rush there would be many of them for ever.
-pub(super) async fn close_idle(pool: &PgPool) {
-    for _ in 0..pool.options().get_max_connections() {
-        let Some(connection) = pool.try_acquire() else { return };
+/// Closes the connections that nobody uses, and gives how many. To be done now and then: after a rush there would be many of
+/// them for ever.
+pub(super) async fn close_idle(pool: &PgPool) -> u32 {
+    for closed in 0..pool.options().get_max_connections() {
+        let Some(connection) = pool.try_acquire() else { return closed };
         if timeout(RELEASE_TIMEOUT, connection.close()).await.is_err() {
             tracing::debug!("a connection did not close in good order");
         }
     }
+    pool.options().get_max_connections()
 }
 
 /// The pool would wait for ever, and be a connection short for as long, where the network has swallowed one.
@@ -255,4 +329,21 @@ pub(super) async fn sqlite(
             }
         });
     Database::connect(options).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_shares_together_are_no_more_than_there_are_and_everything_has_one() {
+        for connections in Shares::FEWEST..=200 {
+            let shares = Shares::of(connections);
+            let copy = shares.copy.min(2);
+            assert_eq!(1 + copy + shares.questions + shares.write + shares.read, connections);
+            // One of the readers listens.
+            assert!(shares.questions >= 1 && shares.write >= 4 && shares.read >= 2, "{connections}: {shares:?}");
+        }
+        assert_eq!(Shares::of(0), Shares::of(Shares::FEWEST));
+    }
 }

@@ -12,7 +12,10 @@ use sea_orm::{ConnectionTrait as _, DbErr, FromQueryResult, Statement};
 
 use tokio::time::{Instant, timeout};
 
-use super::{Store, append, connect::STATEMENT_TIMEOUT};
+use super::{
+    Store, append,
+    connect::{self, STATEMENT_TIMEOUT},
+};
 use crate::error::{Error, Result};
 
 /// As much as a merged transaction may need: room for less than that is a full disk.
@@ -107,7 +110,7 @@ impl Store {
             tokio::spawn(async move { store.log_why_away().await });
         }
         match answer {
-            Ok(true) => {}
+            Ok(true) => self.make_room().await,
             Err(_) if !is_away => return Ok(()),
             Ok(false) | Err(_) => return Err(Error::DatabaseUnavailable),
         }
@@ -121,6 +124,22 @@ impl Store {
             self.writes_in_doubt.store(false, Ordering::Release);
         }
         Ok(())
+    }
+
+    /// Gives connections back that nobody uses while the server has none left: another pool may want one now, and goes on trying for
+    /// longer than the next look takes to come.
+    async fn make_room(&self) {
+        if !self.is_postgres() {
+            return;
+        }
+        let left = timeout(ANSWER_WITHIN, connect::slots_left(self.probe.get_postgres_connection_pool())).await;
+        if !matches!(left, Ok(Ok(..=0))) {
+            return;
+        }
+        let closed = self.connections_close_idle().await;
+        if closed > 0 {
+            tracing::warn!(closed, "the server has no connections left: those that were idle are closed");
+        }
     }
 
     /// Says in the log why no connection to the database can be made, if none can.

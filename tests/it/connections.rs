@@ -1,6 +1,8 @@
 //! Connections to the database: nothing hangs on how the server is set, on one connection that hangs, or on guessing what is
 //! wrong.
 
+mod shares;
+
 use std::{net::SocketAddr, process::Stdio};
 
 use reel::proto::{
