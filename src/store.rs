@@ -7,11 +7,11 @@ use std::sync::{Arc, atomic::AtomicBool};
 
 use sea_orm::{
     DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr, SqliteTransactionMode, TransactionOptions,
-    TransactionTrait as _,
+    TransactionTrait as _, sqlx,
 };
 use tokio::sync::{broadcast, watch};
 
-use self::connect::Outage;
+use self::connect::{Outage, Shares};
 use crate::{archive::Archive, config::DatabaseUrl, error::Result};
 
 #[macro_use]
@@ -40,6 +40,7 @@ mod schema;
 mod search;
 mod segment;
 mod session;
+mod settings;
 mod track;
 mod user;
 
@@ -51,6 +52,16 @@ pub use index::{Difference, Due, DueSession, FacetIds};
 pub use partition::PARTITION_DAYS_AHEAD;
 pub use prepare::Unfit;
 pub use question::QueryPlan;
+
+/// So many connections, or fewer where the server has no more left.
+async fn affordable(url: &DatabaseUrl, connections: u32) -> u32 {
+    let Some(left) = connect::slots_left_at_start(url).await else { return connections };
+    if left < connections {
+        let fewest = Shares::FEWEST;
+        tracing::warn!(left, connections, fewest, "the server has fewer connections left than are asked for");
+    }
+    left.min(connections)
+}
 
 /// A handle on the database. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -66,6 +77,8 @@ pub struct Store {
     probe: DatabaseConnection,
     /// For what reads more than a row or a page.
     desk: question::Desk,
+    /// For what reads the rows of one session.
+    lookups: question::Desk,
     /// Where old sessions' actions are.
     archive: Option<Archive>,
     backend: DatabaseBackend,
@@ -76,7 +89,9 @@ pub struct Store {
     writes_in_doubt: Arc<AtomicBool>,
     /// The time, as the database has it.
     clock: clock::Clock,
-    /// Whether the database has answered when it was last asked whether it is there.
+    /// What has been seen of the database.
+    signs: Arc<probe::Signs>,
+    /// False while the database is away.
     answers: watch::Sender<bool>,
     /// When it has last not answered.
     outage: Outage,
@@ -87,26 +102,26 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the database without connecting to it yet: connections are made when they are needed, so that a service may
-    /// start before its database.
+    /// Opens the database, whether it is there yet or not: connections are made when they are needed, so that a service may
+    /// start before its database. A PostgreSQL that is there is asked how many connections it has left.
     pub async fn open(url: &DatabaseUrl, connections: u32) -> Result<Self, Unfit> {
+        url.check_files().map_err(|(name, error)| Unfit::File { name, error })?;
         let outage = Outage::default();
-        let (write, read, probe) = if url.is_sqlite() {
-            (
-                connect::sqlite(url, 1, false, None).await?,
-                connect::sqlite(url, connections.max(1), true, None).await?,
-                connect::sqlite(url, 1, true, None).await?,
-            )
+        let connections = if url.is_sqlite() { connections } else { affordable(url, connections).await };
+        let shares = Shares::of(connections);
+        let (write, read, probe, copy) = if url.is_sqlite() {
+            let readers = (connections - connections / 3).max(1);
+            let open = |connections, read_only| connect::sqlite(url, connections, read_only, None);
+            (open(1, false).await?, open(readers, true).await?, open(1, true).await?, None)
         } else {
-            // One more reader for good: it listens to other processes. Two more writers: while this process indexes or forgets,
-            // it has a lock, on a connection that does nothing else.
-            let connections = connections.max(2);
             let open = |connections| connect::postgres(url, connections, &outage);
-            (open(connections + 2)?, open(connections + 1)?, open(1)?)
+            let copy = connect::copy(url, shares.copy, &outage)?;
+            // A look may still be under way, on a connection that has broken, when the next one begins.
+            (open(shares.write)?, open(shares.read)?, open(2)?, Some(copy))
         };
-        let counters = connect::counters(url, (connections / 2).max(2), &outage).await?;
-        let desk = question::Desk::new(counters, connect::STATEMENT_TIMEOUT);
-        let copy = if url.is_sqlite() { None } else { Some(connect::copy(url, &outage)?) };
+        let questions = if url.is_sqlite() { (connections / 3).max(2) } else { shares.questions };
+        let desk = question::Desk::new(connect::counters(url, questions, &outage).await?, connect::STATEMENT_TIMEOUT);
+        let lookups = desk.beside(connect::lookups(url, &read).await?);
         let backend = write.get_database_backend();
         let answers = watch::Sender::new(true);
         let (known_partitions, writes_in_doubt) = (Arc::default(), Arc::default());
@@ -118,12 +133,14 @@ impl Store {
             read,
             probe,
             desk,
+            lookups,
             archive: None,
             backend,
             known_partitions,
             partition_days: 1,
             writes_in_doubt,
             clock: clock::Clock::default(),
+            signs: Arc::default(),
             answers,
             outage,
             has_erased,
@@ -135,6 +152,7 @@ impl Store {
     #[must_use]
     pub fn with_archive(mut self, archive: Option<Archive>) -> Self {
         self.desk.keep_archive(archive.clone());
+        self.lookups.keep_archive(archive.clone());
         self.archive = archive;
         self
     }
@@ -153,17 +171,19 @@ impl Store {
         if self.is_postgres() { asked.map_or(2, usize::from) } else { 1 }
     }
 
-    /// Closes the connections to PostgreSQL that nobody uses now.
-    pub async fn connections_close_idle(&self) {
+    /// Closes the connections to PostgreSQL that nobody uses now, and gives how many.
+    pub async fn connections_close_idle(&self) -> u32 {
+        let mut closed = 0;
         if self.is_postgres() {
             let counters = self.desk.connection();
             for connection in [&self.write, &self.read, &self.probe].into_iter().chain(&counters) {
-                connect::close_idle(connection.get_postgres_connection_pool()).await;
+                closed += connect::close_idle(connection.get_postgres_connection_pool()).await;
             }
         }
         if let Some(copy) = &self.copy {
-            connect::close_idle(&copy.pool).await;
+            closed += connect::close_idle(&copy.pool).await;
         }
+        closed
     }
 
     /// Closes all connections, when what runs on them has ended.
@@ -174,9 +194,18 @@ impl Store {
             }
         }
         self.desk.close().await;
+        self.lookups.close().await;
         if let Some(copy) = &self.copy {
             copy.pool.close().await;
         }
+    }
+
+    /// Why no connection to PostgreSQL can be made, if none can.
+    async fn why_not_connected(&self) -> Option<sqlx::Error> {
+        if !self.is_postgres() {
+            return None;
+        }
+        connect::why_not(self.write.get_postgres_connection_pool()).await
     }
 
     fn is_postgres(&self) -> bool {

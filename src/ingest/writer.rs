@@ -99,8 +99,10 @@ impl Writer {
         self.shared.writes.spawn(async move {
             let writer = Arc::clone(&shared);
             let receipt = shared.store.ask(|_| async move { writer.write(&boundary).await }).await;
-            if matches!(receipt, Err(Error::DatabaseUnavailable)) {
-                shared.store.doubt_writes();
+            match &receipt {
+                Ok(_) => shared.store.note_commit(),
+                Err(Error::DatabaseUnavailable) => shared.store.doubt_writes(),
+                Err(_) => {}
             }
             drop(permit);
             // Nobody may be waiting any more.

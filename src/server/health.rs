@@ -8,8 +8,9 @@ use std::{
     time::Duration,
 };
 
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
-use tonic::server::NamedService as _;
 use tonic_health::{
     ServingStatus,
     pb::health_server::HealthServer,
@@ -17,8 +18,7 @@ use tonic_health::{
 };
 
 use crate::{
-    proto::{session_service_server::SessionServiceServer, user_service_server::UserServiceServer},
-    rpc::{IngestServiceServer, PlaybackServiceServer, Services},
+    proto::DESCRIPTORS,
     store::{Store, Unfit},
 };
 
@@ -28,14 +28,16 @@ pub(super) type HealthService = HealthServer<Reporter>;
 /// How often the database is asked whether it can do its work.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
-/// What health is told of: "" is the service as a whole.
-const NAMES: [&str; 5] = [
-    "",
-    IngestServiceServer::<Services>::NAME,
-    PlaybackServiceServer::<Services>::NAME,
-    SessionServiceServer::<Services>::NAME,
-    UserServiceServer::<Services>::NAME,
-];
+/// What health is told of: "" is the service as a whole, and then everything that the descriptors describe.
+fn names() -> Vec<String> {
+    let descriptors =
+        FileDescriptorSet::decode(DESCRIPTORS).unwrap_or_else(|error| unreachable!("our own descriptors: {error}"));
+    let mut names = vec![String::new()];
+    for file in descriptors.file.iter().filter(|file| file.package().starts_with("reel.")) {
+        names.extend(file.service.iter().map(|service| format!("{}.{}", file.package(), service.name())));
+    }
+    names
+}
 
 /// Watches the database and tells health.
 pub(super) struct Health {
@@ -64,7 +66,7 @@ impl Health {
     }
 
     async fn set(&self, status: ServingStatus) {
-        for name in NAMES {
+        for name in names() {
             self.reporter.set_service_status(name, status).await;
         }
     }

@@ -12,10 +12,13 @@ mod known;
 mod plan;
 mod sqlite;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
-use sea_orm::DbErr;
+use sea_orm::{DbErr, sqlx::PgPool};
 use uuid::Uuid;
 
 pub use self::{compare::ArchivedDigests, known::KnownSessions};
@@ -83,6 +86,11 @@ pub enum Appended {
     Behind,
 }
 
+/// Goes the way of a write on PostgreSQL within this time, and runs these statements on it.
+pub(super) async fn rehearse(pool: &PgPool, statements: String, within: Duration) -> std::result::Result<(), DbErr> {
+    copy::rehearse(pool, statements, within).await
+}
+
 impl Store {
     /// Stores what is new of these batches, those of a track in their order. Where this gives a receipt, everything it speaks
     /// of is committed. After a batch that is refused, nothing of its upload is stored. `known` is the caller's memory of the
@@ -143,7 +151,7 @@ impl<'a> Append<'a> {
             }
             let before = self.unsettled();
             match self.write(&round).await {
-                Ok(()) => {}
+                Ok(()) => self.store.note_commit(),
                 Err(failure) => {
                     round.iter().for_each(|index| self.known.forget(self.batches[*index].batch.session));
                     if round.len() > 1 && failure.may_be_of_one(attempts.failed()) {

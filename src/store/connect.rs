@@ -10,7 +10,8 @@ use std::{
 };
 
 use sea_orm::{
-    ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr, SqlxPostgresConnector,
+    AccessMode, ConnectOptions, Database, DatabaseConnection, DbErr, IsolationLevel, RuntimeErr, SqlxPostgresConnector,
+    TransactionOptions,
     sqlx::{
         self, ConnectOptions as _, Connection as _, PgConnection, PgPool,
         postgres::{PgConnectOptions, PgPoolOptions},
@@ -19,7 +20,7 @@ use sea_orm::{
 };
 use tokio::time::{Instant, timeout};
 
-use super::{question::Counter, relay::Relay};
+use super::{question::Counter, relay::Relay, settings::Settings};
 use crate::config::DatabaseUrl;
 
 /// How long a request waits for a connection before it is told that the database is unavailable.
@@ -28,12 +29,8 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The same for SQLite's one writer, whose queue everybody is in. Nothing but the disk makes it wait.
 const SQLITE_WRITER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a statement of a request may run.
+/// How long a statement of a request may run. PostgreSQL is told so by [`Settings`].
 pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long a statement waits for others: less than requests wait for a connection, so that those who wait for one session
-/// are not taken for a database that is away.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long SQLite waits for another process's write lock.
 pub(super) const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,7 +64,7 @@ impl Outage {
 
 /// Connections to PostgreSQL, made when they are needed.
 pub(super) fn postgres(url: &DatabaseUrl, connections: u32, outage: &Outage) -> Result<DatabaseConnection, DbErr> {
-    let pool = postgres_pool(connections, outage).connect_lazy_with(postgres_options(url)?);
+    let pool = postgres_pool(connections, outage, Settings::of_rows()).connect_lazy_with(postgres_options(url)?);
     Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
 }
 
@@ -75,31 +72,90 @@ pub(super) fn postgres(url: &DatabaseUrl, connections: u32, outage: &Outage) -> 
 pub(super) async fn counters(url: &DatabaseUrl, count: u32, outage: &Outage) -> Result<Vec<Counter>, DbErr> {
     let mut counters = Vec::new();
     if !url.is_sqlite() {
-        let options = postgres_options(url)?.options([
-            // A server that is busy with a statement looks so often whether its client is still there.
-            ("client_connection_check_interval", "500"),
-            // Here and not by a statement of each question.
-            ("default_transaction_isolation", "repeatable read"),
-            ("default_transaction_read_only", "on"),
-            // Searches are many and alike, and have no more use for a plan of their own than for the time it takes.
-            ("plan_cache_mode", "auto"),
-            // Compiling takes longer than most questions.
-            ("jit", "off"),
-            ("work_mem", "64MB"),
-        ]);
-        let pool = postgres_pool(count, outage).connect_lazy_with(options);
+        let pool = postgres_pool(count, outage, Settings::of_questions()).connect_lazy_with(postgres_options(url)?);
         for _ in 0..count {
             let connection = SqlxPostgresConnector::from_sqlx_postgres_pool(pool.clone());
-            counters.push(Counter { connection, is_given_up: Arc::default() });
+            counters.push(Counter { connection, begin: None, is_given_up: Arc::default() });
         }
         return Ok(counters);
     }
     for _ in 0..count {
         let is_given_up = Arc::new(AtomicBool::new(false));
         let connection = sqlite(url, 1, true, Some(Arc::clone(&is_given_up))).await?;
-        counters.push(Counter { connection, is_given_up });
+        counters.push(Counter { connection, begin: None, is_given_up });
     }
     Ok(counters)
+}
+
+/// How many questions about one session are answered at once.
+const LOOKUPS: u32 = 2;
+
+/// Where questions about one session are asked: on PostgreSQL by the connections for reading, which are quickly free.
+pub(super) async fn lookups(url: &DatabaseUrl, read: &DatabaseConnection) -> Result<Vec<Counter>, DbErr> {
+    if url.is_sqlite() {
+        return counters(url, LOOKUPS, &Outage::default()).await;
+    }
+    let begin = TransactionOptions {
+        isolation_level: Some(IsolationLevel::RepeatableRead),
+        access_mode: Some(AccessMode::ReadOnly),
+        sqlite_transaction_mode: None,
+    };
+    let counter = || Counter { connection: read.clone(), begin: Some(begin), is_given_up: Arc::default() };
+    Ok((0..LOOKUPS).map(|_| counter()).collect())
+}
+
+/// How the connections to PostgreSQL of a process are shared out: none of these waits for a connection of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shares {
+    pub(super) write: u32,
+    pub(super) read: u32,
+    pub(super) questions: u32,
+    pub(super) copy: u32,
+}
+
+impl Shares {
+    /// With fewer than these in all, something would not work.
+    pub(super) const FEWEST: u32 = 9;
+
+    /// One looks whether the database is there. Two write actions; more only where more writers are asked for. While this
+    /// process indexes or forgets, it has a lock, on a connection that does nothing else; another listens to other processes.
+    pub(super) fn of(connections: u32) -> Self {
+        let connections = connections.max(Self::FEWEST);
+        let is_scarce = connections < 12;
+        let copy = if is_scarce { 1 } else { 2 };
+        let questions = (connections / 6).max(1);
+        let write = (connections / 4).max(4);
+        let read = connections - 1 - copy - questions - write;
+        Self { write, read, questions, copy: if is_scarce { copy } else { MAX_WRITERS } }
+    }
+}
+
+/// How many connections the server has left for us: it, the role and the database may each have a limit. What is kept for
+/// superusers is not for us.
+const SLOTS_LEFT: &str = "SELECT least( \
+         current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint \
+             - coalesce(current_setting('reserved_connections', true)::bigint, 0) \
+             - (SELECT sum(numbackends) FROM pg_stat_database), \
+         (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database()) \
+             - (SELECT numbackends FROM pg_stat_database WHERE datname = current_database()), \
+         (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user) \
+             - (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user))::bigint";
+
+/// How many connections the server has left beside those that are made.
+pub(super) async fn slots_left(pool: &PgPool) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(SLOTS_LEFT).fetch_one(pool).await
+}
+
+/// The same before there are pools. None if the server cannot be asked now.
+pub(super) async fn slots_left_at_start(url: &DatabaseUrl) -> Option<u32> {
+    let asking = async {
+        let mut connection = PgConnection::connect_with(&postgres_options(url).ok()?).await.ok()?;
+        let left: i64 = sqlx::query_scalar(SLOTS_LEFT).fetch_one(&mut connection).await.ok()?;
+        drop(connection.close().await);
+        // This one is left again.
+        Some(u32::try_from(left.max(-1) + 1).unwrap_or(u32::MAX))
+    };
+    timeout(FIND_OUT_WITHIN, asking).await.ok().flatten()
 }
 
 /// SQLite looks whether anybody still waits for the answer after so many instructions of its machine: about every
@@ -118,7 +174,7 @@ pub(super) struct CopyPool {
 const MAX_WRITERS: u32 = 64;
 
 /// Connections for COPY, made when they are needed.
-pub(super) fn copy(url: &DatabaseUrl, outage: &Outage) -> Result<CopyPool, DbErr> {
+pub(super) fn copy(url: &DatabaseUrl, connections: u32, outage: &Outage) -> Result<CopyPool, DbErr> {
     let mut options = postgres_options(url)?;
     let mut relay = None;
     if options.get_socket().is_none() && !options.get_host().starts_with('/') {
@@ -132,36 +188,36 @@ pub(super) fn copy(url: &DatabaseUrl, outage: &Outage) -> Result<CopyPool, DbErr
             }
         }
     }
-    Ok(CopyPool { pool: postgres_pool(MAX_WRITERS, outage).connect_lazy_with(options), _relay: relay })
+    let pool = postgres_pool(connections, outage, Settings::of_rows()).connect_lazy_with(options);
+    Ok(CopyPool { pool, _relay: relay })
 }
 
 fn postgres_options(url: &DatabaseUrl) -> Result<PgConnectOptions, DbErr> {
     let options =
         PgConnectOptions::from_str(url.expose()).map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())))?;
-    let millis = |duration: Duration| duration.as_millis().to_string();
     Ok(options
         .application_name("reel")
-        .options([
-            // A generic plan locks every partition and every index of it, even where it reads one.
-            ("plan_cache_mode", "force_custom_plan"),
-            ("statement_timeout", &millis(STATEMENT_TIMEOUT)),
-            ("lock_timeout", &millis(LOCK_TIMEOUT)),
-            ("idle_in_transaction_session_timeout", "10000"),
-        ])
+        // Asked for as the connection is made, it is refused by poolers. See [`Settings`].
+        .extra_float_digits(None)
         // Statements quote nothing, but they are many.
         .disable_statement_logging())
 }
 
 /// The pool looks after nothing by itself. What it would do about old connections may, in the sqlx that there is now, count for
 /// ever instead: it burns a core, and the process does not end (launchbadge/sqlx#3645). See [`close_idle`].
-fn postgres_pool(connections: u32, outage: &Outage) -> PgPoolOptions {
+fn postgres_pool(connections: u32, outage: &Outage, settings: Settings) -> PgPoolOptions {
     let outage = outage.clone();
+    let settings = Arc::new(settings);
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .max_lifetime(None)
         .idle_timeout(None)
         .test_before_acquire(false)
+        .after_connect(move |connection, _| {
+            let settings = Arc::clone(&settings);
+            Box::pin(async move { settings.apply(connection).await })
+        })
         .before_acquire(move |connection, meta| {
             let is_suspect = outage.has_seen(meta.age);
             Box::pin(async move {
@@ -181,14 +237,32 @@ fn postgres_pool(connections: u32, outage: &Outage) -> PgPoolOptions {
         })
 }
 
-/// Closes the connections that nobody uses. To be done now and then: after a rush there would be many of them for ever.
-pub(super) async fn close_idle(pool: &PgPool) {
-    for _ in 0..pool.options().get_max_connections() {
-        let Some(connection) = pool.try_acquire() else { return };
+/// How long it may take to find out why there is no connection.
+const FIND_OUT_WITHIN: Duration = Duration::from_secs(3);
+
+/// Why a connection of this pool cannot be made, if it cannot. The pool itself says only that there was none in time.
+pub(super) async fn why_not(pool: &PgPool) -> Option<sqlx::Error> {
+    let connecting = async {
+        let mut connection = PgConnection::connect_with(&pool.connect_options()).await?;
+        Settings::of_rows().apply(&mut connection).await?;
+        connection.close().await
+    };
+    match timeout(FIND_OUT_WITHIN, connecting).await {
+        Ok(outcome) => outcome.err(),
+        Err(_) => Some(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+    }
+}
+
+/// Closes the connections that nobody uses, and gives how many. To be done now and then: after a rush there would be many of
+/// them for ever.
+pub(super) async fn close_idle(pool: &PgPool) -> u32 {
+    for closed in 0..pool.options().get_max_connections() {
+        let Some(connection) = pool.try_acquire() else { return closed };
         if timeout(RELEASE_TIMEOUT, connection.close()).await.is_err() {
             tracing::debug!("a connection did not close in good order");
         }
     }
+    pool.options().get_max_connections()
 }
 
 /// The pool would wait for ever, and be a connection short for as long, where the network has swallowed one.
@@ -255,4 +329,21 @@ pub(super) async fn sqlite(
             }
         });
     Database::connect(options).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_shares_together_are_no_more_than_there_are_and_everything_has_one() {
+        for connections in Shares::FEWEST..=200 {
+            let shares = Shares::of(connections);
+            let copy = shares.copy.min(2);
+            assert_eq!(1 + copy + shares.questions + shares.write + shares.read, connections);
+            // One of the readers listens.
+            assert!(shares.questions >= 1 && shares.write >= 4 && shares.read >= 2, "{connections}: {shares:?}");
+        }
+        assert_eq!(Shares::of(0), Shares::of(Shares::FEWEST));
+    }
 }

@@ -1,11 +1,15 @@
 //! What the database's errors mean. The only place that looks into them; what leaves it is [`Error`], and the log gets the
-//! database's own code, never its text, which may quote values.
+//! database's own code, and its text where that quotes no values.
 
 use std::time::Duration;
 
 use rand::RngExt as _;
-use sea_orm::{DbErr, RuntimeErr, sqlx};
+use sea_orm::{
+    DbErr, RuntimeErr,
+    sqlx::{self, postgres::PgDatabaseError},
+};
 
+use super::settings::NotKept;
 use crate::error::Error;
 
 /// How often a transaction is tried when others get in its way.
@@ -127,9 +131,7 @@ impl Cause {
     fn of_sqlx(error: &sqlx::Error) -> Self {
         match error {
             sqlx::Error::Database(inner) => match inner.code() {
-                Some(code) if inner.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().is_some() => {
-                    Self::of_sqlstate(&code)
-                }
+                Some(code) if inner.try_downcast_ref::<PgDatabaseError>().is_some() => Self::of_sqlstate(&code),
                 Some(code) => code.parse().map_or(Self::Unexpected, Self::of_sqlite),
                 None => Self::Unexpected,
             },
@@ -184,23 +186,20 @@ impl Cause {
 
 impl From<DbErr> for Error {
     fn from(error: DbErr) -> Self {
-        Cause::of(&error).report(code_of(&error))
+        let text = sqlx_error_of(&error).map(text_of).unwrap_or_default();
+        Cause::of(&error).report(code_of(&error), &text)
     }
 }
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        let code = match &error {
-            sqlx::Error::Database(inner) => inner.code().unwrap_or_default(),
-            _ => "driver".into(),
-        };
-        Cause::of_sqlx(&error).report(&code)
+        Cause::of_sqlx(&error).report(code_of_sqlx(&error), &text_of(&error))
     }
 }
 
 impl Cause {
     /// Logs the failure and gives the error to answer with.
-    fn report(self, code: &str) -> Error {
+    fn report(self, code: &str, text: &str) -> Error {
         let error = match self {
             Self::Timeout => Error::StatementTimeout,
             Self::Unavailable | Self::Denied => Error::DatabaseUnavailable,
@@ -208,11 +207,52 @@ impl Cause {
             Self::Unexpected => Error::Internal,
         };
         if error == Error::Internal {
-            tracing::error!(db.code = code, "the database refused a statement");
+            tracing::error!(db.code = code, db.message = text, "the database refused a statement");
         } else {
-            tracing::warn!(db.code = code, cause = ?self, "the database failed");
+            tracing::warn!(db.code = code, db.message = text, cause = ?self, "the database failed");
         }
         error
+    }
+}
+
+/// What keeps a connection from being made, and will do so until somebody mends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Obstacle {
+    /// A setting is not kept.
+    Setting,
+    /// A certificate, or a key, is not accepted.
+    Certificate,
+    /// The host has no address.
+    Name,
+}
+
+impl Obstacle {
+    /// None where waiting may help, or the cause is another.
+    pub(super) fn of(error: &sqlx::Error) -> Option<Self> {
+        match error {
+            sqlx::Error::Configuration(inner) if inner.is::<NotKept>() => Some(Self::Setting),
+            sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Some(Self::Certificate),
+            sqlx::Error::Io(inner) => Self::of_io(inner),
+            _ => None,
+        }
+    }
+
+    fn of_io(error: &std::io::Error) -> Option<Self> {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(
+                rustls::Error::InvalidCertificate(_)
+                | rustls::Error::NoCertificatesPresented
+                | rustls::Error::PeerIncompatible(_)
+                | rustls::Error::UnsupportedNameType
+                | rustls::Error::AlertReceived(_),
+            ) => return Some(Self::Certificate),
+            Some(_) => return None,
+            None => {}
+        }
+        // The standard library gives the system's words, not its code. EAI_AGAIN is the one that may pass.
+        let text = error.to_string();
+        let is_name = text.starts_with("failed to lookup address information");
+        (is_name && !text.contains("Temporary failure")).then_some(Self::Name)
     }
 }
 
@@ -225,22 +265,59 @@ pub(super) fn is_lock_timeout(error: &DbErr) -> bool {
 fn code_of(error: &DbErr) -> &str {
     match error {
         DbErr::ConnectionAcquire(_) => "no connection in time",
+        DbErr::Type(_) | DbErr::Json(_) | DbErr::TryIntoErr { .. } => "decode",
+        _ => sqlx_error_of(error).map_or("orm", code_of_sqlx),
+    }
+}
+
+fn sqlx_error_of(error: &DbErr) -> Option<&sqlx::Error> {
+    match error {
         DbErr::Conn(RuntimeErr::SqlxError(inner))
         | DbErr::Exec(RuntimeErr::SqlxError(inner))
-        | DbErr::Query(RuntimeErr::SqlxError(inner)) => match &**inner {
-            sqlx::Error::Database(inner) => match inner.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
-                Some(inner) => inner.code(),
-                None => "sqlite",
-            },
-            sqlx::Error::Io(_) => "io",
-            sqlx::Error::Tls(_) => "tls",
-            sqlx::Error::Protocol(_) => "protocol",
-            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => "decode",
-            _ => "driver",
-        },
-        DbErr::Type(_) | DbErr::Json(_) | DbErr::TryIntoErr { .. } => "decode",
-        _ => "orm",
+        | DbErr::Query(RuntimeErr::SqlxError(inner)) => Some(&**inner),
+        _ => None,
     }
+}
+
+fn code_of_sqlx(error: &sqlx::Error) -> &str {
+    match error {
+        sqlx::Error::Database(inner) => match inner.try_downcast_ref::<PgDatabaseError>() {
+            Some(inner) => inner.code(),
+            None => "sqlite",
+        },
+        sqlx::Error::PoolTimedOut => "no connection in time",
+        sqlx::Error::Io(_) => "io",
+        sqlx::Error::Tls(_) => "tls",
+        sqlx::Error::Configuration(_) => "configuration",
+        sqlx::Error::Protocol(_) => "protocol",
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => "decode",
+        _ => "driver",
+    }
+}
+
+/// The error's own text, unless that may quote what somebody has recorded or asked for. PostgreSQL's details and hints, which
+/// say rows, are never in it.
+pub(super) fn text_of(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(inner) => match inner.try_downcast_ref::<PgDatabaseError>() {
+            Some(inner) if is_of_server(inner.code()) => inner.message().to_owned(),
+            // SQLite names columns, and nothing that is in them.
+            None if inner.code().is_some_and(|code| code != "1") => inner.message().to_owned(),
+            _ => String::new(),
+        },
+        sqlx::Error::Io(inner) => inner.to_string(),
+        sqlx::Error::Tls(inner) => inner.to_string(),
+        sqlx::Error::Configuration(inner) if inner.is::<NotKept>() => inner.to_string(),
+        sqlx::Error::Configuration(_) => "the client's key or certificate cannot be used".to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// Whether errors of this class are about the server, its files, roles, tables and connections, and not about data: their texts
+/// name those, and never values. <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+fn is_of_server(code: &str) -> bool {
+    matches!(code.get(..2), Some("08" | "25" | "28" | "3D" | "40" | "53" | "54" | "55" | "57" | "58"))
+        || matches!(code, "42501" | "42P01" | "42703" | "42883")
 }
 
 #[cfg(test)]

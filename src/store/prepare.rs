@@ -1,9 +1,12 @@
 //! Makes a database fit for use: checks that what it commits is durable, asks what time it is, and has its schema brought up to
 //! date.
 
-use sea_orm::{FromQueryResult, Statement};
+use sea_orm::{DbErr, FromQueryResult, RuntimeErr, Statement, sqlx};
 
-use super::{Store, failure::Cause};
+use super::{
+    Store,
+    failure::{Cause, Obstacle, text_of},
+};
 use crate::error::Error;
 
 /// Why a database cannot be used.
@@ -17,6 +20,23 @@ pub enum Unfit {
         /// Its value.
         value: String,
     },
+    /// The server, or a pooler before it, does not keep a setting of a connection.
+    #[error("{0}")]
+    NotKept(String),
+    /// The server's certificate, or ours, is not accepted.
+    #[error("no secure connection to the database: {0}")]
+    Certificate(String),
+    /// A file that the database's URL names, or the environment, cannot be read.
+    #[error("the file that {name} names cannot be read: {error}")]
+    File {
+        /// What names it.
+        name: &'static str,
+        /// Why it cannot be read.
+        error: std::io::Error,
+    },
+    /// There is no such host.
+    #[error("the database's host has no address: {0}")]
+    Name(String),
     /// The server turns us away, or the file cannot be opened.
     #[error("the database denies access: check its URL and its rights")]
     Denied,
@@ -50,8 +70,23 @@ impl Unfit {
     }
 }
 
-impl From<sea_orm::DbErr> for Unfit {
-    fn from(error: sea_orm::DbErr) -> Self {
+impl From<sqlx::Error> for Unfit {
+    fn from(error: sqlx::Error) -> Self {
+        DbErr::Conn(RuntimeErr::SqlxError(error.into())).into()
+    }
+}
+
+impl From<DbErr> for Unfit {
+    fn from(error: DbErr) -> Self {
+        if let DbErr::Conn(RuntimeErr::SqlxError(inner)) = &error {
+            let text = text_of(inner);
+            match Obstacle::of(inner) {
+                Some(Obstacle::Setting) => return Self::NotKept(text),
+                Some(Obstacle::Certificate) => return Self::Certificate(text),
+                Some(Obstacle::Name) => return Self::Name(text),
+                None => {}
+            }
+        }
         let cause = Cause::of(&error);
         // Logs it.
         let _: Error = error.into();
@@ -72,6 +107,17 @@ impl Store {
     /// Checks the database's settings, asks for its time and brings its schema up to date. May be called by several processes at once, and
     /// again.
     pub async fn prepare(&self) -> Result<(), Unfit> {
+        match self.prepare_now().await {
+            // The pool says only that there was no connection in time.
+            Err(Unfit::Unavailable) => match self.why_not_connected().await {
+                Some(error) => Err(error.into()),
+                None => Err(Unfit::Unavailable),
+            },
+            outcome => outcome,
+        }
+    }
+
+    async fn prepare_now(&self) -> Result<(), Unfit> {
         self.check_durability().await?;
         self.clock_measure().await?;
         self.migrate().await?;

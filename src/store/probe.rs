@@ -4,22 +4,35 @@
 use std::{
     io::Write as _,
     path::PathBuf,
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
+    sync::{Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
 };
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait as _, DbErr, FromQueryResult, Statement, TransactionTrait as _};
-use tokio::time::timeout;
+use sea_orm::{ConnectionTrait as _, DbErr, FromQueryResult, Statement};
+use tokio::time::{Instant, timeout};
 
-use super::{Store, connect::STATEMENT_TIMEOUT};
+use super::{
+    Store, append,
+    connect::{self, STATEMENT_TIMEOUT},
+};
 use crate::error::{Error, Result};
 
 /// As much as a merged transaction may need: room for less than that is a full disk.
 const PROBE_BYTES: usize = 1 << 20;
 
-/// How long the database may take to say that it is there. Asked every second, it is found away within 4 s.
-const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// How long the database may take to say that it is there. Asked every second, it is found away by the second look that fails,
+/// within 5 s.
+const ANSWER_WITHIN: Duration = Duration::from_millis(1_500);
+
+/// The same while it is away: then a look needs a new connection, which a server that comes back may take long to make.
+const ANSWER_WHILE_AWAY_WITHIN: Duration = Duration::from_secs(3);
+
+/// How many looks have to fail, one after the other, before the database is away.
+const LOOKS: u32 = 2;
+
+/// How long a write that is only to find out whether writes go through may take.
+const WRITE_WITHIN: Duration = Duration::from_secs(3);
 
 /// How long a question may take: longer than the database lets a statement run.
 const ASK_TIMEOUT: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(5));
@@ -35,32 +48,107 @@ struct DatabaseFile {
     file: String,
 }
 
+/// What has been seen of the database: one look that fails may be the fault of its own connection.
+#[derive(Debug, Default)]
+pub(super) struct Signs(Mutex<Seen>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// How many looks have failed since one did not.
+    failed_looks: u32,
+    /// When the first of them began.
+    failing_since: Option<Instant>,
+    /// When something was last committed.
+    committed: Option<Instant>,
+}
+
+impl Signs {
+    /// Something was committed now.
+    pub(super) fn note_commit(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).committed = Some(Instant::now());
+    }
+
+    /// Notes how a look went, and gives whether the database is away.
+    fn note_look(&self, began: Instant, is_answered: bool) -> bool {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_answered {
+            (seen.failed_looks, seen.failing_since) = (0, None);
+            return false;
+        }
+        seen.failed_looks += 1;
+        let since = *seen.failing_since.get_or_insert(began);
+        seen.failed_looks >= LOOKS && seen.committed.is_none_or(|committed| committed < since)
+    }
+}
+
 impl Store {
+    /// Notes that something was committed: the database is there, whatever looks at it say.
+    pub fn note_commit(&self) {
+        self.signs.note_commit();
+    }
+
     /// Notes that a write did not go through, for want of a database that takes it. From now on [`Store::probe`] writes
     /// too, until that goes through: a full disk answers queries as ever.
     pub fn doubt_writes(&self) {
         self.writes_in_doubt.store(true, Ordering::Release);
     }
 
-    /// Whether the database answers, and takes what is written.
+    /// Whether the database answers, and takes what is written. It is away when two looks have failed and nothing was
+    /// committed since the first of them began.
     pub async fn probe(&self) -> Result<()> {
-        let asked = timeout(ANSWER_WITHIN, self.is_writable()).await;
+        let began = Instant::now();
+        let within = if self.is_away() { ANSWER_WHILE_AWAY_WITHIN } else { ANSWER_WITHIN };
+        let asked = timeout(within, self.is_writable()).await;
         let answer = asked.unwrap_or(Err(Error::DatabaseUnavailable));
-        if answer.is_err() {
+        let (was_away, is_away) = (self.is_away(), self.signs.note_look(began, answer.is_ok()));
+        if is_away {
             self.outage.begin_now();
         }
-        self.answers.send_if_modified(|answers| std::mem::replace(answers, answer.is_ok()) != answer.is_ok());
-        if !answer? {
-            return Err(Error::DatabaseUnavailable);
+        self.answers.send_if_modified(|answers| std::mem::replace(answers, !is_away) == is_away);
+        if is_away && !was_away {
+            // Apart: it may take long, and nothing depends on it.
+            let store = self.clone();
+            tokio::spawn(async move { store.log_why_away().await });
+        }
+        match answer {
+            Ok(true) => self.make_room().await,
+            Err(_) if !is_away => return Ok(()),
+            Ok(false) | Err(_) => return Err(Error::DatabaseUnavailable),
         }
         if self.writes_in_doubt.load(Ordering::Acquire) {
-            let write = async {
-                if self.is_postgres() { self.write_to_postgres().await } else { self.write_to_sqlite().await }
-            };
-            timeout(ANSWER_WITHIN, write).await.unwrap_or(Err(Error::DatabaseUnavailable))?;
+            if let Some(copy) = &self.copy {
+                // The way that what is recorded goes: other connections may be of better times.
+                append::rehearse(&copy.pool, filling(), WRITE_WITHIN).await?;
+            } else {
+                timeout(WRITE_WITHIN, self.write_to_sqlite()).await.unwrap_or(Err(Error::DatabaseUnavailable))?;
+            }
             self.writes_in_doubt.store(false, Ordering::Release);
         }
         Ok(())
+    }
+
+    /// Gives connections back that nobody uses while the server has none left: another pool may want one now, and goes on trying for
+    /// longer than the next look takes to come.
+    async fn make_room(&self) {
+        if !self.is_postgres() {
+            return;
+        }
+        let left = timeout(ANSWER_WITHIN, connect::slots_left(self.probe.get_postgres_connection_pool())).await;
+        if !matches!(left, Ok(Ok(..=0))) {
+            return;
+        }
+        let closed = self.connections_close_idle().await;
+        if closed > 0 {
+            tracing::warn!(closed, "the server has no connections left: those that were idle are closed");
+        }
+    }
+
+    /// Says in the log why no connection to the database can be made, if none can.
+    async fn log_why_away(&self) {
+        if let Some(error) = self.why_not_connected().await {
+            // Logs it.
+            let _: Error = error.into();
+        }
     }
 
     /// Whether the database has not answered when it was last asked whether it is there.
@@ -109,26 +197,11 @@ impl Store {
         }
         let sql = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean AS read_only, \
                        clock_timestamp() AS clock";
-        let asked = Instant::now();
+        let asked = std::time::Instant::now();
         let state = State::find_by_statement(Statement::from_string(self.backend, sql)).one(&self.probe).await?;
         let Some(state) = state else { return Ok(false) };
         self.clock.set(state.clock, asked);
         Ok(!state.read_only)
-    }
-
-    /// A transaction that needs room where the tables are, and leaves nothing behind. Not in a table that exists: that may
-    /// have room of its own. Unlogged, so that the write-ahead log gets no more than the commit.
-    async fn write_to_postgres(&self) -> Result<()> {
-        let row_bytes = 1_900; // Below the size from which rows are compressed.
-        let rows = PROBE_BYTES / row_bytes;
-        let tx = self.probe.begin().await?;
-        tx.execute_unprepared(&format!(
-            "CREATE UNLOGGED TABLE reel_probe (filler text);
-             INSERT INTO reel_probe SELECT repeat('x', {row_bytes}) FROM generate_series(1, {rows});
-             DROP TABLE reel_probe"
-        ))
-        .await?;
-        Ok(tx.commit().await?)
     }
 
     /// A file beside the database, since what is taken back in the same transaction never reaches the disk, and a commit
@@ -151,5 +224,35 @@ impl Store {
         let tx = self.begin().await?;
         tx.execute_unprepared("UPDATE seaql_migrations SET applied_at = applied_at").await?;
         Ok(tx.commit().await?)
+    }
+}
+
+/// Needs room where the tables are, and leaves nothing behind. Not in a table that exists: that may have room of its own.
+/// Unlogged, so that the write-ahead log gets no more than the commit.
+fn filling() -> String {
+    let row_bytes = 1_900; // Below the size from which rows are compressed.
+    let rows = PROBE_BYTES / row_bytes;
+    format!(
+        "CREATE UNLOGGED TABLE reel_probe (filler text);
+         INSERT INTO reel_probe SELECT repeat('x', {row_bytes}) FROM generate_series(1, {rows});
+         DROP TABLE reel_probe"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_database_is_away_when_two_looks_fail_and_nothing_was_committed_since() {
+        let signs = Signs::default();
+        let first = Instant::now();
+        assert!(!signs.note_look(first, false));
+        assert!(signs.note_look(Instant::now(), false));
+        signs.note_commit();
+        assert!(!signs.note_look(Instant::now(), false));
+        assert!(!signs.note_look(Instant::now(), true));
+        assert!(!signs.note_look(Instant::now(), false));
+        assert!(signs.note_look(Instant::now(), false));
     }
 }

@@ -13,7 +13,8 @@ use std::{
 use futures_util::{Stream, StreamExt as _};
 use sea_orm::{
     ConnectionTrait as _, DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult,
-    QueryResult, Statement, StatementBuilder, StreamTrait as _, TransactionTrait as _, TryGetableMany,
+    QueryResult, Statement, StatementBuilder, StreamTrait as _, TransactionOptions, TransactionTrait as _,
+    TryGetableMany,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -36,11 +37,14 @@ pub(super) const ATTEMPTS: u32 = 3;
 
 /// Asks a question, and again where a day was dropped meanwhile, or a file is not where it was.
 macro_rules! asked {
-    ($store:expr, $ask:expr) => {{
+    ($store:expr, $ask:expr) => {
+        asked!($store, question, $ask)
+    };
+    ($store:expr, $way:ident, $ask:expr) => {{
         let mut attempt = 0;
         loop {
             attempt += 1;
-            match $store.question($ask).await {
+            match $store.$way($ask).await {
                 Err($crate::error::Error::Contention | $crate::error::Error::SegmentMissing)
                     if attempt < $crate::store::question::ATTEMPTS => {}
                 answer => break answer,
@@ -66,6 +70,8 @@ pub(super) struct Desk {
 pub(super) struct Counter {
     /// On SQLite, a connection of its own.
     pub(super) connection: DatabaseConnection,
+    /// How a question has to begin on it. On others it is read-only and sees one moment by the connection's own settings.
+    pub(super) begin: Option<TransactionOptions>,
     /// Set when nobody waits for the answer any more: SQLite looks at it, PostgreSQL sees that the connection is closed.
     pub(super) is_given_up: Arc<AtomicBool>,
 }
@@ -83,6 +89,20 @@ impl Desk {
     pub(super) fn new(counters: Vec<Counter>, time_limit: Duration) -> Self {
         let permits = Arc::new(Semaphore::new(counters.len()));
         Self { permits, counters: Arc::new(Mutex::new(counters)), time_limit, archive: None, plans: Arc::default() }
+    }
+
+    /// Another desk, whose plans go where those of this one go.
+    pub(super) fn beside(&self, counters: Vec<Counter>) -> Self {
+        Self { plans: Arc::clone(&self.plans), ..Self::new(counters, self.time_limit) }
+    }
+
+    /// Waits for a connection.
+    async fn turn(&self) -> Result<Turn> {
+        let permit = timeout(QUEUE_TIMEOUT, Arc::clone(&self.permits).acquire_owned()).await;
+        let permit = permit.map_err(|_| Error::TooManyQuestions)?.map_err(|_| Error::DatabaseUnavailable)?;
+        let counter = self.counters.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let counter = counter.ok_or(Error::DatabaseUnavailable)?;
+        Ok(Turn { counter, counters: Arc::clone(&self.counters), _permit: permit })
     }
 
     /// Where to look for what is archived.
@@ -131,12 +151,48 @@ impl Drop for Turn {
     }
 }
 
+/// A handle on the database whose reads go by a connection for questions.
+pub(super) struct Apart {
+    pub(super) store: Store,
+    /// Gives the connection back.
+    turn: Option<Turn>,
+}
+
+impl Apart {
+    /// Nothing is under way on it any more.
+    pub(super) fn end(mut self) {
+        drop(self.turn.take());
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        // Broken off, as questions are.
+        let Some(turn) = self.turn.take() else { return };
+        turn.counter.is_given_up.store(true, Ordering::Release);
+        if !self.store.is_postgres() {
+            tokio::spawn(async move {
+                drop(turn.counter.connection.ping().await);
+                drop(turn);
+            });
+        }
+    }
+}
+
 impl Store {
     /// Asks a question, and waits no longer for its answer than questions may take.
     pub(super) async fn question<T>(&self, ask: impl AsyncFnOnce(&Question) -> Result<T>) -> Result<T> {
-        let desk = &self.desk;
+        self.question_at(&self.desk, ask).await
+    }
+
+    /// The same about one session: it does not wait until questions about many are answered.
+    pub(super) async fn lookup<T>(&self, ask: impl AsyncFnOnce(&Question) -> Result<T>) -> Result<T> {
+        self.question_at(&self.lookups, ask).await
+    }
+
+    async fn question_at<T>(&self, desk: &Desk, ask: impl AsyncFnOnce(&Question) -> Result<T>) -> Result<T> {
         let asking = async {
-            let question = Question::begin(self).await?;
+            let question = Question::begin(self, desk).await?;
             // Questions are large, and many of their callers are small.
             let answer = Box::pin(ask(&question)).await;
             // After an error it cannot be asked any more, and need not.
@@ -146,6 +202,13 @@ impl Store {
         };
         let asking = async { timeout(desk.time_limit, asking).await.unwrap_or(Err(Error::StatementTimeout)) };
         self.unless_away(asking).await
+    }
+
+    /// A handle that reads where questions are asked: for what reads much, and must not hold playback up.
+    pub(super) async fn apart(&self) -> Result<Apart> {
+        let turn = self.desk.turn().await?;
+        let read = turn.counter.connection.clone();
+        Ok(Apart { store: Self { read, ..self.clone() }, turn: Some(turn) })
     }
 
     /// How many partitions have been dropped.
@@ -161,15 +224,13 @@ impl Store {
 }
 
 impl Question {
-    async fn begin(store: &Store) -> Result<Self> {
-        let desk = &store.desk;
-        let permit = timeout(QUEUE_TIMEOUT, Arc::clone(&desk.permits).acquire_owned()).await;
-        let permit = permit.map_err(|_| Error::TooManyQuestions)?.map_err(|_| Error::DatabaseUnavailable)?;
-        let counter = desk.counters.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let counter = counter.ok_or(Error::DatabaseUnavailable)?;
-        let turn = Turn { counter, counters: Arc::clone(&desk.counters), _permit: permit };
-        // On PostgreSQL it is read-only and sees one moment by the connection's own settings.
-        let transaction = turn.counter.connection.begin().await?;
+    async fn begin(store: &Store, desk: &Desk) -> Result<Self> {
+        let turn = desk.turn().await?;
+        let connection = &turn.counter.connection;
+        let transaction = match turn.counter.begin {
+            Some(options) => connection.begin_with_options(options).await?,
+            None => connection.begin().await?,
+        };
         let (archive, plans) = (desk.archive.clone(), Arc::clone(&desk.plans));
         Ok(Self {
             transaction: Some(transaction),

@@ -55,6 +55,13 @@ struct Content {
 impl Store {
     /// What [`Store::retention_apply`] would do now.
     pub async fn retention_preview(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<RetentionReport> {
+        let apart = self.apart().await?;
+        let report = apart.store.retention_preview_here(policy, now).await;
+        apart.end();
+        report
+    }
+
+    async fn retention_preview_here(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<RetentionReport> {
         let bytes_before = self.bytes_in_use().await?;
         let days = self.expired_days(policy, now, bytes_before).await?;
         let freed: i64 = days.iter().map(|day| day.bytes).sum();

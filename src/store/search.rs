@@ -61,7 +61,7 @@ impl Store {
 
     /// One session, with what its actions say.
     pub async fn session_describe(&self, id: SessionId) -> Result<FoundSession> {
-        asked!(self, async |question| {
+        asked!(self, lookup, async |question| {
             let row = session::Entity::find_by_id(id.as_uuid()).into_query();
             let rows: Vec<session::Model> = question.models("session by id", &row).await?;
             let row = rows.into_iter().next().ok_or(Error::SessionNotFound)?;

@@ -89,7 +89,7 @@ impl Reel {
     /// Starts the service without waiting for its database.
     pub async fn start_unready(url: &str, arguments: &[&str]) -> Self {
         let args = service_args(arguments);
-        let store = Store::open(&url.parse().unwrap(), 4).await.unwrap();
+        let store = Store::open(&url.parse().unwrap(), 12).await.unwrap();
         let store = store.with_archive(args.retention.open_archive().unwrap());
         Self::start_with(store, args).await
     }

@@ -19,6 +19,7 @@ mod harness;
 mod archive;
 mod bad_input;
 mod cli;
+mod connections;
 mod crash;
 mod durability;
 mod exact;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sea_orm::{
     DbErr, RuntimeErr,
-    sqlx::{self, Executor as _, PgConnection, PgPool, Postgres, pool::PoolConnection},
+    sqlx::{self, AssertSqlSafe, Executor as _, PgConnection, PgPool, Postgres, pool::PoolConnection},
 };
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -95,6 +95,28 @@ pub(super) async fn append(pool: &PgPool, plan: &Plan<'_>, now: DateTime<Utc>) -
     }
 }
 
+/// Goes the way of a write, with everything that one needs but something to store, and runs these statements in the same
+/// transaction.
+pub(super) async fn rehearse(pool: &PgPool, statements: String, within: Duration) -> Result<(), DbErr> {
+    let mut connection = pool.acquire().await.map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())))?;
+    let nothing = Plan::default();
+    let written = async {
+        connection.execute(sqlx::raw_sql(BEGIN)).await?;
+        connection.execute(sqlx::raw_sql(AssertSqlSafe(statements))).await?;
+        move_tracks(&mut connection, &nothing, Utc::now()).await?;
+        copy(&mut connection, &encode(&nothing)).await?;
+        connection.execute(sqlx::raw_sql("COMMIT")).await?;
+        Ok(())
+    };
+    let error = match timeout(within, written).await {
+        Ok(Ok(()) | Err(Unwritten::Outdated)) => return Ok(()),
+        Ok(Err(Unwritten::Failed(error))) => error,
+        Err(_) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
+    };
+    roll_back(connection).await;
+    Err(DbErr::Exec(RuntimeErr::SqlxError(error.into())))
+}
+
 /// Gives a connection back as if nothing had been begun, or closes it.
 async fn roll_back(mut connection: PoolConnection<Postgres>) {
     if !matches!(timeout(ROLLBACK_TIMEOUT, connection.execute("ROLLBACK")).await, Ok(Ok(_))) {
@@ -130,14 +152,19 @@ async fn write(
         replace_placeholders(connection, write).await?;
     }
     if rows.len() > HEADER.len() + TRAILER.len() {
-        let mut copy = connection.copy_in_raw(COPY_ACTIONS).await?;
-        for chunk in rows.chunks(CHUNK_BYTES) {
-            copy.send(chunk).await?;
-        }
-        copy.finish().await?;
+        copy(connection, rows).await?;
     }
     *is_committing = true;
     connection.execute(sqlx::raw_sql("COMMIT")).await?;
+    Ok(())
+}
+
+async fn copy(connection: &mut PgConnection, rows: &[u8]) -> Result<(), sqlx::Error> {
+    let mut copy = connection.copy_in_raw(COPY_ACTIONS).await?;
+    for chunk in rows.chunks(CHUNK_BYTES) {
+        copy.send(chunk).await?;
+    }
+    copy.finish().await?;
     Ok(())
 }
 

@@ -113,6 +113,13 @@ impl Store {
 
     /// What is stored.
     pub async fn storage_stats(&self, now: DateTime<Utc>) -> Result<StorageStats> {
+        let apart = self.apart().await?;
+        let stats = apart.store.storage_stats_here(now).await;
+        apart.end();
+        stats
+    }
+
+    async fn storage_stats_here(&self, now: DateTime<Utc>) -> Result<StorageStats> {
         #[derive(FromQueryResult)]
         struct Range {
             users: i64,

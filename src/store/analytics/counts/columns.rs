@@ -2,7 +2,7 @@
 
 use sea_orm::{
     DatabaseBackend, DbErr, ExprTrait as _,
-    sea_query::{Alias, Expr, Func, Query, SelectStatement, SimpleExpr},
+    sea_query::{Alias, BinOper, Expr, Func, Query, SelectStatement, SimpleExpr},
 };
 
 use crate::{
@@ -46,7 +46,7 @@ impl Columns {
         Self { facet, ..Self::of(&others, backend) }
     }
 
-    /// Selects the columns, as many for every question.
+    /// Selects the columns, before all others and as many for every question.
     pub(super) fn select_each(&self, query: &mut SelectStatement) {
         query.exprs(self.columns.iter().cloned());
         for _ in self.columns.len()..MAX_COLUMNS {
@@ -57,7 +57,8 @@ impl Columns {
     /// Selects the columns and a sum, and groups.
     pub(super) fn select(&self, query: &mut SelectStatement, sum: SimpleExpr) {
         self.select_each(query);
-        query.add_group_by(self.columns.iter().cloned());
+        // By their places: what is selected may have parameters, and those of the same in another place are others.
+        query.add_group_by((1..=self.columns.len()).map(|place| Expr::cust(place.to_string())));
         match &self.facet {
             Some(facet) => query.expr(facet.clone()).add_group_by([facet.clone()]),
             None => query.expr(Expr::cust("CAST(NULL AS integer)")),
@@ -108,8 +109,7 @@ fn time(column: &str, format: &str, length: usize, is_postgres: bool) -> SimpleE
 fn attribute(key: &str, is_postgres: bool) -> SimpleExpr {
     let attributes = Expr::col((session::Entity, session::Column::Attributes));
     if is_postgres {
-        // In the text of the statement, for what is selected and what is grouped by must be the same.
-        return Expr::cust(format!("\"sessions\".\"attributes\" ->> '{}'", key.replace('\'', "''")));
+        return attributes.binary(BinOper::Custom("->>"), key);
     }
     let mut entries = Query::select();
     let entry = |column: &'static str| Expr::col((Alias::new("entry"), Alias::new(column)));
