@@ -279,10 +279,18 @@ impl Recorded {
     }
 }
 
+/// Half of a surrogate pair, escaped.
+pub const LONE: &str = r"\ud83d";
+
 fn data(rng: &mut StdRng) -> String {
-    match rng.random_range(0..5) {
+    match rng.random_range(0..7) {
         0 => String::new(),
-        1 => format!("[{}, \"x\", {{\"n\": 1}}]", rng.random_range(0..3)),
+        // What JSON allows and no Rust text or number holds.
+        1 => format!(
+            r#"{{"n": {}, "s": "abc{LONE} \u0062{LONE}", "deep": {{"list": [1e999]}}}}"#,
+            ["1e309", "-2e400", "1E-999"].choose(rng).unwrap()
+        ),
+        2 => format!("[{}, \"x\", {{\"n\": 1}}]", rng.random_range(0..3)),
         _ => format!(
             r#"{{"n": {}, "s": "{}", "deep": {{"list": [{}, "a_b"]}}, "none": null, "n": {}, "is": {}}}"#,
             rng.random_range(0..3),
