@@ -19,6 +19,7 @@ mod m20261125_000006_archive;
 mod m20261125_000007_erasures;
 mod m20261126_000011_compatibility;
 mod m20261126_000013_erasure_by_session;
+mod m20261126_000015_definitions;
 
 /// The oldest migration that a process must know to use the schema with all migrations of this version. The schema says so to
 /// processes of older versions. (0.1.0 knows all up to this one, but does not ask: it refuses whatever it does not know.)
@@ -41,6 +42,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000007_erasures::Migration),
             Box::new(m20261126_000011_compatibility::Migration),
             Box::new(m20261126_000013_erasure_by_session::Migration),
+            Box::new(m20261126_000015_definitions::Migration),
         ]
     }
 }

@@ -16,9 +16,10 @@ use sea_orm::{
     QueryResult, Statement, StatementBuilder, StreamTrait as _, TransactionTrait as _, TryGetableMany,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OnceCell, OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
+use uuid::Uuid;
 
 use super::{Store, partition};
 use crate::{
@@ -58,6 +59,8 @@ pub(super) struct Desk {
     archive: Option<Archive>,
     /// How many drops and moves there had been when that was last looked at.
     drops: Arc<AtomicI64>,
+    /// Whether all of the index was made by our definitions, as far as is known.
+    definitions_are_ours: Arc<AtomicBool>,
     /// Where the plans of all statements go, while somebody wants to see them.
     plans: Arc<Mutex<Option<Vec<QueryPlan>>>>,
 }
@@ -84,7 +87,15 @@ impl Desk {
     pub(super) fn new(counters: Vec<Counter>, time_limit: Duration) -> Self {
         let permits = Arc::new(Semaphore::new(counters.len()));
         let (counters, drops) = (Arc::new(Mutex::new(counters)), Arc::new(AtomicI64::new(-1)));
-        Self { permits, counters, time_limit, archive: None, drops, plans: Arc::default() }
+        Self {
+            permits,
+            counters,
+            time_limit,
+            archive: None,
+            drops,
+            definitions_are_ours: Arc::default(),
+            plans: Arc::default(),
+        }
     }
 
     /// Where to look for what is archived.
@@ -116,6 +127,9 @@ pub(super) struct Question {
     turn: Option<Turn>,
     /// Whether it has read tables that have partitions.
     reads_partitions: AtomicBool,
+    pub(super) definitions_are_ours: Arc<AtomicBool>,
+    /// What it has read of them.
+    pub(super) outdated_below: OnceCell<Option<Uuid>>,
     pub(super) archive: Option<Archive>,
     plans: Arc<Mutex<Option<Vec<QueryPlan>>>>,
 }
@@ -178,6 +192,8 @@ impl Question {
             backend: store.backend,
             turn: Some(turn),
             reads_partitions: AtomicBool::new(false),
+            definitions_are_ours: Arc::clone(&desk.definitions_are_ours),
+            outdated_below: OnceCell::new(),
             archive,
             plans,
         })

@@ -36,8 +36,8 @@ pub fn matches(filter: &SessionFilter, recorded: &Recorded) -> Option<Option<i64
 fn is_of_session(filter: &SessionFilter, recorded: &Recorded) -> bool {
     let start_micros = recorded.start_ms * 1_000;
     (filter.user_id.is_empty() || recorded.user == Some(filter.user_id.as_str()))
-        && (filter.email.is_empty() || recorded.email() == filter.email.to_lowercase())
-        && (filter.email_prefix.is_empty() || recorded.email().starts_with(&filter.email_prefix.to_lowercase()))
+        && (filter.email.is_empty() || caseless(recorded.email()) == caseless(&filter.email))
+        && (filter.email_prefix.is_empty() || caseless(recorded.email()).starts_with(&caseless(&filter.email_prefix)))
         && filter.started_after.as_ref().is_none_or(|after| start_micros >= micros(after))
         && filter.started_before.as_ref().is_none_or(|before| start_micros < micros(before))
         && filter.is_live.is_none_or(|is_live| is_live != recorded.is_ended)
@@ -46,6 +46,11 @@ fn is_of_session(filter: &SessionFilter, recorded: &Recorded) -> bool {
             let value = recorded.attributes.get(&attribute.key);
             value.is_some_and(|value| attribute.values.is_empty() || attribute.values.contains(value))
         })
+}
+
+/// A sigma is a sigma, wherever in a word it is.
+fn caseless(text: &str) -> String {
+    text.chars().flat_map(char::to_lowercase).collect::<String>().replace('ς', "σ")
 }
 
 fn is_of_summary(filter: &SessionFilter, recorded: &Recorded) -> bool {
