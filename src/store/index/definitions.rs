@@ -108,7 +108,7 @@ impl Store {
             tx.execute_raw(statement(sql, vec![lowest.into(), below.into()])).await?;
         }
         let sql = "UPDATE index_definitions SET outdated_below = $1";
-        tx.execute_raw(statement(sql, vec![Some(lowest).flatten().into()])).await?;
+        tx.execute_raw(statement(sql, vec![lowest.into()])).await?;
         tx.commit().await?;
         if lowest.is_none() {
             tracing::info!(version = DEFINITIONS, "all sessions are marked to be indexed anew");
