@@ -3,7 +3,6 @@
 mod action;
 mod analytics;
 mod filter;
-mod json;
 mod playback;
 mod redact;
 mod reply;

@@ -3,11 +3,14 @@
 //! Answers do not wait for it: what is not in the index yet is read directly. It decides when a session is worth indexing;
 //! how that is done is in `store/index.rs`.
 
+mod renewal;
+
 use std::time::Duration;
 
 use chrono::TimeDelta;
 use tokio::time::{MissedTickBehavior, interval};
 
+pub use self::renewal::renew;
 use crate::{
     error::Result,
     store::{Due, FacetIds, Store},

@@ -12,6 +12,7 @@ pub mod error;
 pub mod failpoint;
 pub mod index;
 pub mod ingest;
+mod json;
 pub mod maintenance;
 pub mod model;
 pub mod playback;

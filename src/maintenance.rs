@@ -83,10 +83,15 @@ pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Durat
     tokio::join!(partitions, idle, retention, erasures, connections);
 }
 
-/// Ends the sessions of which nothing has arrived for the timeout.
+/// Takes back the ends of idle sessions that go on, and ends those of which nothing has arrived for the timeout.
 async fn end_idle(store: &Store, changes: &Arc<Changes>, idle_timeout: Duration) -> Result<()> {
     let timeout = TimeDelta::from_std(idle_timeout).unwrap_or(TimeDelta::MAX);
     let Some(silent_since) = store.now().checked_sub_signed(timeout) else { return Ok(()) };
+    let revived = store.session_revive().await?;
+    if !revived.is_empty() {
+        tracing::info!(sessions = revived.len(), "idle sessions are live again");
+    }
+    revived.into_iter().for_each(|session| changes.announce(session));
     loop {
         let ended = store.session_end_idle(silent_since, IDLE_STEP).await?;
         if ended.is_empty() {

@@ -41,5 +41,5 @@ pub use session::{
     Track, User,
 };
 pub use session_id::{NotASessionId, SessionId};
-pub use summary::{FacetCount, Facets, LONGEST_PAUSE, Summary, Summing, duration_ms};
+pub use summary::{DEFINITIONS, FacetCount, Facets, LONGEST_PAUSE, Summary, Summing, duration_ms};
 pub use window::Window;

@@ -111,7 +111,7 @@ async fn serve(
             () = readers.keep_watch() => {}
             () = changes.exchange(&store) => {}
             () = maintain(&store, &changes, args.idle_timeout, &retention) => {}
-            () = index::keep(&store), if args.indexer == Switch::On => {}
+            ((), ()) = async { tokio::join!(index::keep(&store), index::renew(&store)) }, if args.indexer == Switch::On => {}
         }
         std::future::pending().await
     };

@@ -3,7 +3,10 @@
 //!
 //! Only this module knows sea-orm. Nothing here knows protobuf or gRPC.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, atomic::AtomicBool},
+};
 
 use sea_orm::{
     DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr, SqliteTransactionMode, TransactionOptions,
@@ -12,7 +15,7 @@ use sea_orm::{
 use tokio::sync::{broadcast, watch};
 
 use self::connect::{Outage, Shares};
-use crate::{archive::Archive, config::DatabaseUrl, error::Result};
+use crate::{archive::Archive, config::DatabaseUrl, error::Result, model::SessionId};
 
 #[macro_use]
 mod question;
@@ -95,6 +98,8 @@ pub struct Store {
     answers: watch::Sender<bool>,
     /// When it has last not answered.
     outage: Outage,
+    /// Sessions that something was stored of since that was last looked at: an end by the idle timeout is taken back.
+    heard_of: Arc<Mutex<HashSet<SessionId>>>,
     /// Whether anything was erased behind which has not been cleared up: facets that no session has, texts in SQLite's log.
     has_erased: Arc<AtomicBool>,
     /// Tells the writers of what was erased.
@@ -143,6 +148,7 @@ impl Store {
             signs: Arc::default(),
             answers,
             outage,
+            heard_of: Arc::default(),
             has_erased,
             erased: broadcast::Sender::new(changes::ERASURES_AT_HAND),
         })

@@ -5,7 +5,6 @@ use chrono::{DateTime, TimeDelta, Utc};
 use prost_types::Timestamp;
 
 use super::{
-    json,
     redact::{REDACTED, Redaction},
     request::{check_name, parse_timestamp},
     upload::{UploadAction, UploadBatch},
@@ -13,6 +12,7 @@ use super::{
 use crate::{
     config::Limits,
     error::{Error, Result},
+    json,
     model::{
         Action, Batch, BatchAction, ContentDigest, DEFAULT_SOURCE, REJECTED_TYPE, RejectedAction, RejectionReason,
         SessionId,

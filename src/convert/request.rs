@@ -126,10 +126,12 @@ pub fn parse_user_id(field: &str, id: String) -> Result<String> {
     Ok(id)
 }
 
-/// Takes an e-mail address as it is stored and compared: in lower case.
+/// Takes an e-mail address, or the beginning of one, as it is stored and compared: in lower case, each letter by itself. (In
+/// words, a sigma is another letter at the end than before, so that the beginning of an address would not be one.)
 pub fn parse_user_email(field: &str, email: &str) -> Result<String> {
     check_text(field, email, 320)?;
-    Ok(email.to_lowercase())
+    let lower = email.chars().flat_map(char::to_lowercase);
+    Ok(lower.map(|letter| if letter == 'ς' { 'σ' } else { letter }).collect())
 }
 
 /// Takes a session's id.

@@ -1,8 +1,8 @@
 //! Conditions on single values in the data of actions.
 
-use std::{borrow::Cow, cmp::Ordering, fmt};
+use std::{borrow::Cow, cmp::Ordering};
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use crate::json::{self, Step, Value};
 
 /// A condition on one value in an action's data.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +45,8 @@ impl DataPath {
     }
 }
 
-/// What a value must be like. A value of another kind is neither equal nor less nor greater.
+/// What a value must be like. A value of another kind is neither equal nor less nor greater. A number beyond all doubles is less
+/// or greater than each, and a surrogate that stands alone is a character that no text has that is given.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DataTest {
     /// There is one.
@@ -122,20 +123,23 @@ impl DataCondition {
     }
 
     fn holds(&self, data: &str) -> bool {
-        let mut json = serde_json::Deserializer::from_str(data);
-        let Ok(Some(value)) = Seek(&self.path.0).deserialize(&mut json) else { return false };
+        let steps = self.path.0.iter().map(|step| match step {
+            PathStep::Name(name) => Step::Name(name),
+            PathStep::Index(index) => Step::Index(*index),
+        });
+        let Some(value) = json::find(data, steps) else { return false };
         match &self.test {
             DataTest::Exists => true,
-            DataTest::Equal(wanted) => value.compare(wanted) == Some(Ordering::Equal),
-            DataTest::NotEqual(wanted) => value.compare(wanted) != Some(Ordering::Equal),
-            DataTest::Less(wanted) => value.compare(wanted) == Some(Ordering::Less),
-            DataTest::LessOrEqual(wanted) => value.compare(wanted).is_some_and(Ordering::is_le),
-            DataTest::Greater(wanted) => value.compare(wanted) == Some(Ordering::Greater),
-            DataTest::GreaterOrEqual(wanted) => value.compare(wanted).is_some_and(Ordering::is_ge),
+            DataTest::Equal(wanted) => compare(&value, wanted) == Some(Ordering::Equal),
+            DataTest::NotEqual(wanted) => compare(&value, wanted) != Some(Ordering::Equal),
+            DataTest::Less(wanted) => compare(&value, wanted) == Some(Ordering::Less),
+            DataTest::LessOrEqual(wanted) => compare(&value, wanted).is_some_and(Ordering::is_le),
+            DataTest::Greater(wanted) => compare(&value, wanted) == Some(Ordering::Greater),
+            DataTest::GreaterOrEqual(wanted) => compare(&value, wanted).is_some_and(Ordering::is_ge),
             DataTest::Contains(wanted) => match (&value, wanted) {
-                (Found::Scalar(Scalar::Text(text)), Scalar::Text(part)) => text.contains(part.as_str()),
-                (Found::Array(elements), _) => {
-                    elements.iter().any(|element| element.compare(wanted) == Some(Ordering::Equal))
+                (Value::Text(text), Scalar::Text(part)) => contains(text, part),
+                (Value::Array(elements), _) => {
+                    elements.iter().any(|element| compare(element, wanted) == Some(Ordering::Equal))
                 }
                 _ => false,
             },
@@ -143,174 +147,19 @@ impl DataCondition {
     }
 }
 
-/// A value in an action's data, as far as conditions look at it.
-#[derive(Clone, Debug, PartialEq)]
-enum Found {
-    Scalar(Scalar),
-    Array(Vec<Found>),
-    /// Null, an object, or an array in an array.
-    Other,
-}
-
-impl Found {
-    /// How it compares with a scalar. None where it is of another kind.
-    fn compare(&self, wanted: &Scalar) -> Option<Ordering> {
-        match (self, wanted) {
-            (Self::Scalar(Scalar::Text(text)), Scalar::Text(wanted)) => Some(text.cmp(wanted)),
-            (Self::Scalar(Scalar::Number(number)), Scalar::Number(wanted)) => number.partial_cmp(wanted),
-            (Self::Scalar(Scalar::Boolean(boolean)), Scalar::Boolean(wanted)) => Some(boolean.cmp(wanted)),
-            _ => None,
-        }
+/// How a value compares with a scalar. None where it is of another kind.
+fn compare(value: &Value<'_>, wanted: &Scalar) -> Option<Ordering> {
+    match (value, wanted) {
+        (Value::Text(text), Scalar::Text(wanted)) => Some((**text).cmp(wanted.as_bytes())),
+        (Value::Number(number), Scalar::Number(wanted)) => number.partial_cmp(wanted),
+        (Value::Boolean(boolean), Scalar::Boolean(wanted)) => Some(boolean.cmp(wanted)),
+        _ => None,
     }
 }
 
-/// Finds the value at the end of these steps. Passes over all others without taking them apart: they may be nested deeper
-/// than the stack allows.
-struct Seek<'a>(&'a [PathStep]);
-
-impl<'de> DeserializeSeed<'de> for Seek<'_> {
-    type Value = Option<Found>;
-
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Option<Found>, D::Error> {
-        json.deserialize_any(self)
-    }
-}
-
-impl Seek<'_> {
-    fn scalar(&self, scalar: Scalar) -> Option<Found> {
-        self.0.is_empty().then_some(Found::Scalar(scalar))
-    }
-}
-
-impl<'de> Visitor<'de> for Seek<'_> {
-    type Value = Option<Found>;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("JSON")
-    }
-
-    fn visit_unit<E>(self) -> Result<Option<Found>, E> {
-        Ok(self.0.is_empty().then_some(Found::Other))
-    }
-
-    fn visit_bool<E>(self, boolean: bool) -> Result<Option<Found>, E> {
-        Ok(self.scalar(Scalar::Boolean(boolean)))
-    }
-
-    #[allow(clippy::cast_precision_loss)] // Numbers are compared as doubles.
-    fn visit_u64<E>(self, number: u64) -> Result<Option<Found>, E> {
-        Ok(self.scalar(Scalar::Number(number as f64)))
-    }
-
-    #[allow(clippy::cast_precision_loss)]
-    fn visit_i64<E>(self, number: i64) -> Result<Option<Found>, E> {
-        Ok(self.scalar(Scalar::Number(number as f64)))
-    }
-
-    fn visit_f64<E>(self, number: f64) -> Result<Option<Found>, E> {
-        Ok(self.scalar(Scalar::Number(number)))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Option<Found>, E> {
-        Ok(if self.0.is_empty() { self.scalar(Scalar::Text(text.to_owned())) } else { None })
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Option<Found>, A::Error> {
-        let (wanted, rest) = match self.0.split_first() {
-            None => {
-                let mut found = Vec::new();
-                while let Some(element) = elements.next_element_seed(Element)? {
-                    found.push(element);
-                }
-                return Ok(Some(Found::Array(found)));
-            }
-            Some((PathStep::Index(index), rest)) => (Some(*index), rest),
-            Some((PathStep::Name(_), rest)) => (None, rest),
-        };
-        let (mut found, mut index) = (None, 0);
-        loop {
-            if wanted == Some(index) {
-                match elements.next_element_seed(Seek(rest))? {
-                    Some(value) => found = value,
-                    None => return Ok(found),
-                }
-            } else if elements.next_element::<IgnoredAny>()?.is_none() {
-                return Ok(found);
-            }
-            index += 1;
-        }
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Option<Found>, A::Error> {
-        let (wanted, rest) = match self.0.split_first() {
-            Some((PathStep::Name(name), rest)) => (Some(name), rest),
-            _ => (None, self.0),
-        };
-        let mut found = self.0.is_empty().then_some(Found::Other);
-        while let Some(name) = entries.next_key::<String>()? {
-            if wanted == Some(&name) {
-                found = entries.next_value_seed(Seek(rest))?;
-            } else {
-                entries.next_value::<IgnoredAny>()?;
-            }
-        }
-        Ok(found)
-    }
-}
-
-/// An element of an array that is looked through.
-struct Element;
-
-impl<'de> DeserializeSeed<'de> for Element {
-    type Value = Found;
-
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Found, D::Error> {
-        json.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Element {
-    type Value = Found;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("JSON")
-    }
-
-    fn visit_unit<E>(self) -> Result<Found, E> {
-        Ok(Found::Other)
-    }
-
-    fn visit_bool<E>(self, boolean: bool) -> Result<Found, E> {
-        Ok(Found::Scalar(Scalar::Boolean(boolean)))
-    }
-
-    #[allow(clippy::cast_precision_loss)]
-    fn visit_u64<E>(self, number: u64) -> Result<Found, E> {
-        Ok(Found::Scalar(Scalar::Number(number as f64)))
-    }
-
-    #[allow(clippy::cast_precision_loss)]
-    fn visit_i64<E>(self, number: i64) -> Result<Found, E> {
-        Ok(Found::Scalar(Scalar::Number(number as f64)))
-    }
-
-    fn visit_f64<E>(self, number: f64) -> Result<Found, E> {
-        Ok(Found::Scalar(Scalar::Number(number)))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Found, E> {
-        Ok(Found::Scalar(Scalar::Text(text.to_owned())))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Found, A::Error> {
-        while elements.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Found::Other)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Found, A::Error> {
-        while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Found::Other)
-    }
+/// Whether a part is in a text, in which surrogates may stand alone: in the part they do not.
+fn contains(text: &[u8], part: &str) -> bool {
+    part.is_empty() || text.utf8_chunks().any(|chunk| chunk.valid().contains(part))
 }
 
 #[cfg(test)]
@@ -361,6 +210,16 @@ mod tests {
             (DataTest::Contains(text("b")), "{\"b\":1}", false),
             (DataTest::Exists, "null", true),
             (DataTest::Exists, "", false),
+            (DataTest::Exists, r#""hi \ud83d""#, true),
+            (DataTest::Contains(text("hi ")), r#""\ud83dhi \ud83d""#, true),
+            (DataTest::Contains(text("hi!")), r#""hi\ud83d!""#, false),
+            (DataTest::Contains(text("")), r#""""#, true),
+            (DataTest::NotEqual(text("hi")), r#""hi \ud83d""#, true),
+            (DataTest::Greater(text("hi z")), r#""hi \ud83d""#, true),
+            (DataTest::Exists, "1e309", true),
+            (DataTest::Greater(Scalar::Number(f64::MAX)), "1e309", true),
+            (DataTest::Equal(Scalar::Number(f64::MAX)), "1e309", false),
+            (DataTest::Less(Scalar::Number(f64::MIN)), "-1e309", true),
         ] {
             assert_eq!(holds("$", test.clone(), data), expected, "{test:?} of {data}");
         }

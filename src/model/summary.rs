@@ -11,11 +11,15 @@ use super::{ERROR_TYPE, SessionId};
 /// (`SKIP_TIME_THRESHOLD`, 10 s).
 pub const LONGEST_PAUSE: TimeDelta = TimeDelta::seconds(10);
 
+/// The version of the definitions in this file. The index notes by which it was made; what an older one has made is made anew
+/// in the background, and is not believed meanwhile. 2: rage clicks slide, and have a target.
+pub const DEFINITIONS: i32 = 2;
+
 /// The type of actions that may be rage clicks.
 const CLICK_TYPE: &str = "click";
 
 /// So many clicks on one target within [`RAGE_WITHIN`] are a rage click: as many as other recorders ask for.
-const RAGE_CLICKS: u32 = 3;
+const RAGE_CLICKS: usize = 3;
 
 /// How long a rage click takes at most.
 const RAGE_WITHIN: TimeDelta = TimeDelta::seconds(1);
@@ -63,8 +67,17 @@ pub struct Summing {
     summary: Summary,
     active: TimeDelta,
     facets: Facets,
-    /// The latest row of clicks on each target: its first, and how many.
-    clicks: HashMap<String, (DateTime<Utc>, u32)>,
+    /// The latest clicks on each target.
+    clicks: HashMap<String, Clicks>,
+}
+
+/// The latest clicks on a target.
+#[derive(Clone, Copy, Debug, Default)]
+struct Clicks {
+    /// When they were, the earliest first: of as many as are a rage click, all but one.
+    times: [Option<DateTime<Utc>>; RAGE_CLICKS - 1],
+    /// Whether the last of them was part of a rage click.
+    is_rage: bool,
 }
 
 impl Summing {
@@ -103,17 +116,19 @@ impl Summing {
     }
 
     fn click(&mut self, timestamp: DateTime<Utc>, target: &str) {
-        let row = match self.clicks.get_mut(target) {
-            Some(row) => row,
-            None => self.clicks.entry(target.to_owned()).or_insert((timestamp, 0)),
+        // Whatever has no target need not be the same.
+        if target.is_empty() {
+            return;
+        }
+        let clicks = match self.clicks.get_mut(target) {
+            Some(clicks) => clicks,
+            None => self.clicks.entry(target.to_owned()).or_default(),
         };
-        if timestamp - row.0 > RAGE_WITHIN {
-            *row = (timestamp, 0);
-        }
-        row.1 += 1;
-        if row.1 == RAGE_CLICKS {
-            self.summary.rage_click_count += 1;
-        }
+        let is_rage = clicks.times[0].is_some_and(|first| timestamp - first <= RAGE_WITHIN);
+        self.summary.rage_click_count += i64::from(is_rage && !clicks.is_rage);
+        clicks.is_rage = is_rage;
+        clicks.times.rotate_left(1);
+        clicks.times[RAGE_CLICKS - 2] = Some(timestamp);
     }
 
     /// What all of them say.
@@ -150,6 +165,11 @@ mod tests {
         assert_eq!(rage(&[(0, "click", "x"), (500, "click", "x"), (1_001, "click", "x")]), 0);
         let clicks: Vec<_> = (0..7).map(|at| (at * 100, "click", "x")).collect();
         assert_eq!(rage(&clicks), 1);
+        // The second within a second of the fourth.
+        assert_eq!(rage(&[0, 800, 1_100, 1_200].map(|at| (at, "click", "x"))), 1);
+        let long_row: Vec<_> = (0..40).map(|at| (at * 100, "click", "x")).collect();
+        assert_eq!(rage(&long_row), 1);
+        assert_eq!(rage(&[0, 1, 2].map(|at| (at, "click", ""))), 0);
         let two_rows: Vec<_> = [0, 1, 2, 1_500, 1_501, 1_502].map(|at| (at, "click", "x")).into();
         assert_eq!(rage(&two_rows), 2);
         assert_eq!(rage(&[(0, "tap", "x"), (1, "tap", "x"), (2, "tap", "x")]), 0);

@@ -231,6 +231,7 @@ impl<'a> Append<'a> {
                 }
             }
         }
+        self.store.session_hear_of(plan.tracks_after().map(|(session, _)| session));
         plan.tracks_after().for_each(|(session, track)| self.known.advance(session, track));
         plan.batches.into_iter().for_each(|write| self.settle(write.index, Ok(write.receipt)));
         plan.refused.into_iter().for_each(|(index, error)| self.settle(index, Err(error)));

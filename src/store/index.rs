@@ -5,6 +5,7 @@
 //! meanwhile; a track stays dirty unless it is still where it was when its actions were read. The roll-up changes by exactly
 //! what the rows of the sessions change by, so that it is always their sum.
 
+mod definitions;
 pub(super) mod erase;
 mod facets;
 mod verify;

@@ -181,6 +181,10 @@ impl Store {
             tracing::warn!(partition = name, "partition not made: its rows lie in the default one");
             return tx.rollback().await;
         }
+        // Who reads the DEFAULT one as it was does not look there any more for what belongs into this one.
+        if has_strays || was_used(&tx, table).await? {
+            count_drop(&tx).await?;
+        }
         // ATTACH, unlike CREATE … PARTITION OF, lets others go on reading and writing other partitions.
         tx.execute_unprepared(&format!("CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")).await?;
         if has_strays {
@@ -260,6 +264,17 @@ async fn are_too_many(
     Ok(SessionOfRow::find_by_statement(statement).one(connection).await?.is_some())
 }
 
+/// Whether there may be rows in the DEFAULT partition that anybody still sees.
+async fn was_used(connection: &impl sea_orm::ConnectionTrait, table: &str) -> Result<bool, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        is_so: bool,
+    }
+    let sql = format!("SELECT pg_relation_size('{table}_default') > 0 AS is_so");
+    let statement = Statement::from_string(connection.get_database_backend(), sql);
+    Ok(Row::find_by_statement(statement).one(connection).await?.is_none_or(|row| row.is_so))
+}
+
 /// The first session in the DEFAULT partition, by id, in a range.
 async fn in_default(
     connection: &impl sea_orm::ConnectionTrait,
@@ -291,7 +306,8 @@ pub(super) async fn partition_bytes_of_table(
     Ok(row.map(|row| row.try_get("", "bytes")).transpose()?.unwrap_or(0))
 }
 
-/// Notes that a partition is dropped, for questions that are being answered.
+/// Notes that a partition is dropped, or that rows are moved from one into another, for questions that are being answered.
+/// To be done before the tables are locked, in all transactions in this order.
 pub(super) async fn count_drop(tx: &DatabaseTransaction) -> Result<(), DbErr> {
     tx.execute_unprepared("UPDATE partition_drops SET count = count + 1").await.map(|_| ())
 }

@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -17,11 +17,12 @@ use sea_orm::{
     TryGetableMany,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OnceCell, OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
+use uuid::Uuid;
 
-use super::Store;
+use super::{Store, partition};
 use crate::{
     archive::Archive,
     error::{Error, Result},
@@ -32,10 +33,10 @@ const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
 const PARTITION_DROPS: &str = "SELECT count FROM partition_drops";
 
-/// How often a question is asked when a day is dropped while it is answered, or a file that it saw in use has gone.
-pub(super) const ATTEMPTS: u32 = 3;
+/// How often a question is asked when rows are dropped or moved while it is answered, or a file that it saw in use has gone.
+pub(super) const ATTEMPTS: u32 = 5;
 
-/// Asks a question, and again where a day was dropped meanwhile, or a file is not where it was.
+/// Asks a question, and again where rows were dropped or moved meanwhile, or a file is not where it was.
 macro_rules! asked {
     ($store:expr, $ask:expr) => {
         asked!($store, question, $ask)
@@ -61,6 +62,10 @@ pub(super) struct Desk {
     counters: Arc<Mutex<Vec<Counter>>>,
     time_limit: Duration,
     archive: Option<Archive>,
+    /// How many drops and moves there had been when that was last looked at.
+    drops: Arc<AtomicI64>,
+    /// Whether all of the index was made by our definitions, as far as is known.
+    definitions_are_ours: Arc<AtomicBool>,
     /// Where the plans of all statements go, while somebody wants to see them.
     plans: Arc<Mutex<Option<Vec<QueryPlan>>>>,
 }
@@ -88,12 +93,26 @@ pub struct QueryPlan {
 impl Desk {
     pub(super) fn new(counters: Vec<Counter>, time_limit: Duration) -> Self {
         let permits = Arc::new(Semaphore::new(counters.len()));
-        Self { permits, counters: Arc::new(Mutex::new(counters)), time_limit, archive: None, plans: Arc::default() }
+        let (counters, drops) = (Arc::new(Mutex::new(counters)), Arc::new(AtomicI64::new(-1)));
+        Self {
+            permits,
+            counters,
+            time_limit,
+            archive: None,
+            drops,
+            definitions_are_ours: Arc::default(),
+            plans: Arc::default(),
+        }
     }
 
-    /// Another desk, whose plans go where those of this one go.
+    /// Another desk, which knows what this one knows, and whose plans go where those of this one go.
     pub(super) fn beside(&self, counters: Vec<Counter>) -> Self {
-        Self { plans: Arc::clone(&self.plans), ..Self::new(counters, self.time_limit) }
+        Self {
+            plans: Arc::clone(&self.plans),
+            drops: Arc::clone(&self.drops),
+            definitions_are_ours: Arc::clone(&self.definitions_are_ours),
+            ..Self::new(counters, self.time_limit)
+        }
     }
 
     /// Waits for a connection.
@@ -132,8 +151,11 @@ pub(super) struct Question {
     backend: DatabaseBackend,
     /// Gives the connection back when this is dropped.
     turn: Option<Turn>,
-    /// Whether it has read actions that are rows.
-    reads_actions: AtomicBool,
+    /// Whether it has read tables that have partitions.
+    reads_partitions: AtomicBool,
+    pub(super) definitions_are_ours: Arc<AtomicBool>,
+    /// What it has read of them.
+    pub(super) outdated_below: OnceCell<Option<Uuid>>,
     pub(super) archive: Option<Archive>,
     plans: Arc<Mutex<Option<Vec<QueryPlan>>>>,
 }
@@ -192,13 +214,13 @@ impl Store {
 
     async fn question_at<T>(&self, desk: &Desk, ask: impl AsyncFnOnce(&Question) -> Result<T>) -> Result<T> {
         let asking = async {
+            let known_drops = desk.drops.load(Ordering::Acquire);
             let question = Question::begin(self, desk).await?;
             // Questions are large, and many of their callers are small.
             let answer = Box::pin(ask(&question)).await;
-            // After an error it cannot be asked any more, and need not.
-            let drops = if answer.is_ok() { question.drops_seen().await? } else { None };
+            let is_good = !question.may_have_missed_rows(self, known_drops, &answer).await?;
             question.end();
-            if drops.is_some() && drops != self.partition_drops().await? { Err(Error::Contention) } else { answer }
+            if is_good { answer } else { Err(Error::Contention) }
         };
         let asking = async { timeout(desk.time_limit, asking).await.unwrap_or(Err(Error::StatementTimeout)) };
         self.unless_away(asking).await
@@ -211,10 +233,10 @@ impl Store {
         Ok(Apart { store: Self { read, ..self.clone() }, turn: Some(turn) })
     }
 
-    /// How many partitions have been dropped.
-    async fn partition_drops(&self) -> Result<Option<i64>> {
+    /// How many drops and moves there have been by now.
+    async fn partition_drops(&self) -> Result<i64, DbErr> {
         let row = self.read.query_one_raw(Statement::from_string(self.backend, PARTITION_DROPS)).await?;
-        Ok(row.map(|row| row.try_get("", "count")).transpose()?)
+        row.map_or(Ok(0), |row| row.try_get("", "count"))
     }
 
     /// Keeps the plans of all questions from now on, instead of those that were kept before, which it gives.
@@ -236,7 +258,9 @@ impl Question {
             transaction: Some(transaction),
             backend: store.backend,
             turn: Some(turn),
-            reads_actions: AtomicBool::new(false),
+            reads_partitions: AtomicBool::new(false),
+            definitions_are_ours: Arc::clone(&desk.definitions_are_ours),
+            outdated_below: OnceCell::new(),
             archive,
             plans,
         })
@@ -254,15 +278,27 @@ impl Question {
         });
     }
 
-    /// How many partitions had been dropped at the moment that it sees. A partition that is dropped while a question is answered
-    /// is gone for it too, although it sees everything else as it was: the answer is not good then, and has to be asked for again.
-    /// None where that cannot be.
-    async fn drops_seen(&self) -> Result<Option<i64>, DbErr> {
-        if !self.is_postgres() || !self.reads_actions.load(Ordering::Relaxed) {
-            return Ok(None);
+    /// Whether rows were dropped or moved while this was answered. A partition that is dropped, or that rows are moved out of
+    /// or into, is so for a question too, although it sees everything else as it was: the answer is not good then.
+    ///
+    /// `known_drops` is a number that was read before the question began: if it is the same now, nothing has happened.
+    async fn may_have_missed_rows<T>(&self, store: &Store, known_drops: i64, answer: &Result<T>) -> Result<bool> {
+        let is_of_the_caller = answer.as_ref().is_err_and(|error| !matches!(error, Error::Internal));
+        if !self.is_postgres() || !self.reads_partitions.load(Ordering::Relaxed) || is_of_the_caller {
+            return Ok(false);
+        }
+        let drops = store.partition_drops().await?;
+        if drops == known_drops {
+            return Ok(false);
+        }
+        store.desk.drops.store(drops, Ordering::Release);
+        if answer.is_err() {
+            // It cannot be asked any more. The table that it stumbled over may be one that is gone.
+            return Ok(true);
         }
         let row = self.transaction()?.query_one_raw(Statement::from_string(self.backend, PARTITION_DROPS)).await?;
-        row.map(|row| row.try_get("", "count")).transpose()
+        let seen: i64 = row.map_or(Ok(0), |row| row.try_get("", "count"))?;
+        Ok(seen != drops)
     }
 
     pub(super) fn backend(&self) -> DatabaseBackend {
@@ -315,8 +351,8 @@ impl Question {
     }
 
     async fn record_plan(&self, name: &'static str, statement: &Statement) -> Result<(), DbErr> {
-        if statement.sql.contains("\"actions\"") {
-            self.reads_actions.store(true, Ordering::Relaxed);
+        if partition::TABLES.iter().any(|table| statement.sql.contains(table)) {
+            self.reads_partitions.store(true, Ordering::Relaxed);
         }
         if self.plans.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
             return Ok(());

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use self::{
     condition::with_users,
-    dirty::needs_data,
+    dirty::{is_summary_of, needs_data},
     prepared::{Candidate, Prepared},
 };
 pub(super) use self::{
@@ -78,8 +78,9 @@ impl Question {
         let filter = &*with_users(self, filter).await?;
         let survey = self.survey(filter.matches(), Some(filter), &[]).await?;
         let DirtySessions { matching: dirty, all } = self.dirty_of(&survey, filter, depth, now).await?;
-        let prepared = Prepared::new(filter, survey, &all, now);
-        let clean = if filter.needs_actions() {
+        let outdated = self.outdated_for(filter).await?;
+        let prepared = Prepared::new(filter, survey, (&all, outdated), now);
+        let clean = if prepared.needs_actions() {
             let sessions = self.verified(&prepared).await?;
             let id = session_column(session::Column::Id);
             sessions.chunks(1_000).map(|ids| Condition::all().add(id.clone().is_in(ids.iter().copied()))).collect()
@@ -116,18 +117,30 @@ impl Question {
         rows: &[session::Model],
     ) -> Result<HashMap<Uuid, Option<DateTime<Utc>>>> {
         let filter = prepared.filter;
-        let wanted = wanted_actions(filter.matches(), self.is_postgres());
+        let is_outdated = |id: Uuid| prepared.outdated_below.is_some_and(|below| id < below);
         let mut matching = HashMap::new();
         for rows in rows.chunks(SESSIONS_A_STATEMENT) {
             let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
             let mut evaluations: HashMap<Uuid, Evaluation<'_>> =
                 ids.iter().map(|id| (*id, Evaluation::new(filter, SessionId::from_uuid(*id).started_at()))).collect();
-            self.read_actions(&ids, wanted.clone(), needs_data(filter), |session, action| {
+            let mut summings: HashMap<Uuid, Summing> =
+                ids.iter().filter(|id| is_outdated(**id)).map(|id| (*id, Summing::default())).collect();
+            let wanted = if summings.is_empty() {
+                wanted_actions(filter.matches(), self.is_postgres())
+            } else {
+                Condition::all()
+            };
+            self.read_actions(&ids, wanted, needs_data(filter), |session, action| {
                 if let Some(evaluation) = evaluations.get_mut(&session) {
                     evaluation.push(action);
                 }
+                if let Some(summing) = summings.get_mut(&session) {
+                    summing.push(action.timestamp, action.kind, action.target);
+                }
             })
             .await?;
+            summings.retain(|_, summing| !is_summary_of(&std::mem::take(summing).finish().0, filter));
+            evaluations.retain(|id, _| !summings.contains_key(id));
             let verdicts = evaluations.into_iter().map(|(id, evaluation)| (id, evaluation.finish()));
             matching
                 .extend(verdicts.filter(|(_, verdict)| verdict.matches).map(|(id, verdict)| (id, verdict.first_at)));
@@ -145,7 +158,8 @@ impl Question {
         let survey = self.survey(filter.matches(), asks_the_index.then_some(filter), &days).await?;
         let window = window::choose(search, &survey);
         let DirtySessions { matching, all } = self.dirty_of(&survey, filter, Depth::Tracks, now).await?;
-        let prepared = Prepared::new(filter, survey, &all, now);
+        let outdated = self.outdated_for(filter).await?;
+        let prepared = Prepared::new(filter, survey, (&all, outdated), now);
         let mut page = self.clean_page(&prepared, search, window).await?;
         let total = if search.count_total {
             Some(self.total(&prepared).await? + i64::try_from(matching.len()).unwrap_or(i64::MAX))
@@ -158,7 +172,7 @@ impl Question {
         let in_order = |one: &Found, other: &Found| one.place.cmp(&other.place);
         page.sort_by(|one, other| if search.ascending { in_order(one, other) } else { in_order(other, one) });
         page.truncate(search.limit);
-        if !filter.needs_actions() && !prepared.knows_first_matches() {
+        if !prepared.needs_actions() && !prepared.knows_first_matches() {
             self.find_first_matches(&prepared, &mut page).await?;
         }
         let mut sessions = Vec::with_capacity(page.len());
@@ -181,7 +195,7 @@ impl Question {
         search: &SessionSearch,
         window: Option<DateTime<Utc>>,
     ) -> Result<Vec<Found>> {
-        if prepared.filter.needs_actions() {
+        if prepared.needs_actions() {
             return self.verified_page(prepared, search).await;
         }
         if window > prepared.filter.started_after {
@@ -242,7 +256,7 @@ impl Question {
 
     /// How many clean sessions match.
     async fn total(&self, prepared: &Prepared<'_>) -> Result<i64> {
-        if prepared.filter.needs_actions() {
+        if prepared.needs_actions() {
             return Ok(i64::try_from(self.verified(prepared).await?.len()).unwrap_or(i64::MAX));
         }
         let mut count = prepared.number_by_facets().unwrap_or_else(|| prepared.joined_for(self));
@@ -288,7 +302,8 @@ impl Question {
     /// What a session's actions say: what the index says, if that is all of them.
     async fn summary(&self, row: &session::Model, tracks: &[Track]) -> Result<Summary> {
         // Seqs have no gaps and nothing is ever taken away from a session: as many as were indexed are the same.
-        if row.action_count == tracks.iter().map(|track| track.last_seq).sum::<i64>() {
+        let is_indexed = row.action_count == tracks.iter().map(|track| track.last_seq).sum::<i64>();
+        if is_indexed && self.outdated_below().await?.is_none_or(|below| row.id >= below) {
             return Ok(summary_of_row(row));
         }
         let mut summing = Summing::default();

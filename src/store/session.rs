@@ -1,6 +1,9 @@
 //! Queries about sessions: starting, ending, finding, changing and erasing them.
 
-use std::{collections::HashSet, sync::atomic::Ordering};
+use std::{
+    collections::HashSet,
+    sync::{PoisonError, atomic::Ordering},
+};
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -25,6 +28,9 @@ use crate::{
     error::{Error, Result},
     model::{Attributes, IDLE_END_REASON, Pin, Session, SessionEnd, SessionId, SessionStart, SessionUpdate, Track},
 };
+
+/// Sessions that are looked at by one statement.
+const SESSIONS_A_STATEMENT: usize = 500;
 
 impl Store {
     /// Starts a session, or finds it started and merges what is known of it.
@@ -175,6 +181,31 @@ impl Store {
             }
         }
         Ok(ended)
+    }
+
+    /// Notes that something was stored of sessions.
+    pub(super) fn session_hear_of(&self, sessions: impl Iterator<Item = SessionId>) {
+        self.heard_of.lock().unwrap_or_else(PoisonError::into_inner).extend(sessions);
+    }
+
+    /// Takes back the end by the idle timeout of the sessions that this process has stored something of since it was last asked.
+    /// Returns which.
+    pub async fn session_revive(&self) -> Result<Vec<SessionId>> {
+        let heard_of = std::mem::take(&mut *self.heard_of.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut heard_of: Vec<_> = heard_of.into_iter().map(SessionId::as_uuid).collect();
+        // In the order in which all take locks.
+        heard_of.sort_unstable();
+        let mut revived = Vec::new();
+        for ids in heard_of.chunks(SESSIONS_A_STATEMENT) {
+            let update = session::Entity::update_many()
+                .col_expr(session::Column::EndedAt, Expr::cust("NULL"))
+                .col_expr(session::Column::EndReason, Expr::cust("NULL"))
+                .filter(session::Column::Id.is_in(ids.iter().copied()))
+                .filter(session::Column::EndReason.eq(IDLE_END_REASON));
+            let rows = update.exec_with_returning(&self.write).await?;
+            revived.extend(rows.into_iter().map(|row| SessionId::from_uuid(row.id)));
+        }
+        Ok(revived)
     }
 
     /// Gives one session with its tracks.

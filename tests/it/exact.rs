@@ -7,8 +7,10 @@ mod answers;
 mod archived;
 mod ask;
 mod matching;
+mod moved;
 mod questions;
 mod turmoil;
+mod unusual;
 mod world;
 
 use rand::{SeedableRng as _, rngs::StdRng};

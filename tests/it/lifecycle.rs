@@ -157,9 +157,20 @@ async fn idle_sessions_are_ended_and_a_senders_own_end_overrules_that(backend: B
     assert!(reel.store.session_end_idle(Utc::now() + minutes(1), 10).await.unwrap().is_empty(), "ended already");
 
     reel.append(&id, "", 4, clicks(3..4)).await.unwrap();
+    eventually("it is live again", async || {
+        // By this or by the service itself.
+        reel.store.session_revive().await.unwrap();
+        let session = reel.get(&id).await.unwrap();
+        session.end_time.is_none() && session.end_reason.is_empty()
+    })
+    .await;
+    assert!(reel.get(&empty).await.unwrap().end_time.is_some(), "nothing was stored of it");
     reel.send(end(&id, SessionEnd::default())).await.unwrap();
     let session = reel.get(&id).await.unwrap();
     assert_eq!((session.end_reason.as_str(), session.end_time), ("ended", Some(timestamp(NOON_MS + 3_000))));
+    reel.append(&id, "", 5, clicks(4..5)).await.unwrap();
+    reel.store.session_revive().await.unwrap();
+    assert_eq!(reel.get(&id).await.unwrap().end_reason, "ended", "what its sender has ended stays so");
 }
 
 async fn the_service_ends_idle_sessions_by_itself(backend: Backend) {

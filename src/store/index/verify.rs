@@ -105,6 +105,9 @@ impl Store {
         }
         // Looked at last: what was written to while this went on is dirty by now, or was indexed again.
         let clean = self.clean_versions(rows).await?;
+        // Nor does anybody rely on what older definitions have said.
+        let outdated = self.definitions_outdated_below().await?;
+        readings.retain(|reading| outdated.is_none_or(|below| reading.row.id >= below));
         let readings = readings.iter().filter(|reading| clean.get(&reading.row.id) == Some(&reading.row.index_version));
         Ok(readings.filter_map(|reading| differs(reading, facets.remove(&reading.row.id), &ids)).collect())
     }

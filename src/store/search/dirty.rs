@@ -198,7 +198,8 @@ pub(super) fn needs_data(filter: &SessionFilter) -> bool {
     filter.matches().any(|wanted| !wanted.data.is_empty())
 }
 
-fn is_summary_of(summary: &Summary, filter: &SessionFilter) -> bool {
+/// Whether a summary is as a filter asks.
+pub(super) fn is_summary_of(summary: &Summary, filter: &SessionFilter) -> bool {
     filter.active_ms.contains(summary.active_ms)
         && filter.rage_click_count.contains(summary.rage_click_count)
         && filter.is_dead_end.is_none_or(|wanted| wanted == summary.is_dead_end)

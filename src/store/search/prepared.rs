@@ -12,7 +12,7 @@ use super::{
     place::{is_after, order_by},
 };
 use crate::{
-    model::{ActionMatch, SessionFilter, SessionOrder, SessionPlace, SessionSearch, Track},
+    model::{ActionMatch, Between, SessionFilter, SessionOrder, SessionPlace, SessionSearch, Track},
     store::{
         entity::{session, session_facet, track},
         question::Question,
@@ -30,6 +30,8 @@ pub(super) struct Prepared<'a> {
     /// The facets of each match: of `all_of`, of `any_of`, of `none_of` and of the sequence.
     pub(super) facets: [Vec<Option<Vec<i32>>>; 4],
     dirty: Dirty,
+    /// Of sessions with lesser ids, the index is not believed what it says of rage clicks.
+    pub(super) outdated_below: Option<Uuid>,
 }
 
 /// The dirty sessions, which are left out.
@@ -46,7 +48,12 @@ fn is_none_of(column: Expr, ids: &[Uuid]) -> Option<SimpleExpr> {
 
 impl<'a> Prepared<'a> {
     /// `dirty` are the sessions that are left out.
-    pub(super) fn new(filter: &'a SessionFilter, survey: Survey, dirty: &[Uuid], now: DateTime<Utc>) -> Self {
+    pub(super) fn new(
+        filter: &'a SessionFilter,
+        survey: Survey,
+        (dirty, outdated_below): (&[Uuid], Option<Uuid>),
+        now: DateTime<Utc>,
+    ) -> Self {
         let mut facets = survey.facets.into_iter();
         let mut next = |count: usize| facets.by_ref().take(count).collect();
         let facets = [
@@ -56,12 +63,13 @@ impl<'a> Prepared<'a> {
             next(filter.sequence.len()),
         ];
         let dirty = if dirty.len() <= FEW { Dirty::Few(dirty.to_vec()) } else { Dirty::Many };
-        Prepared { filter, now, facets, dirty }
+        Prepared { filter, now, facets, dirty, outdated_below }
     }
 
     /// The same for another filter, which differs in its time range only.
     pub(super) fn within<'b>(&self, filter: &'b SessionFilter) -> Prepared<'b> {
-        Prepared { filter, now: self.now, facets: self.facets.clone(), dirty: self.dirty.clone() }
+        let (facets, dirty) = (self.facets.clone(), self.dirty.clone());
+        Prepared { filter, now: self.now, facets, dirty, outdated_below: self.outdated_below }
     }
 }
 
@@ -71,10 +79,25 @@ impl Prepared<'_> {
         self.of_index(question, |_| true)
     }
 
+    /// Whether only the actions themselves can tell which sessions match.
+    pub(super) fn needs_actions(&self) -> bool {
+        self.filter.needs_actions() || self.outdated_below.is_some()
+    }
+
+    /// What is asked of the summaries, as far as they are believed.
+    fn of_summaries(&self) -> Condition {
+        let Some(below) = self.outdated_below else { return of_summaries(self.filter) };
+        let rage_click_count = self.filter.rage_click_count;
+        let others = SessionFilter { rage_click_count: Between::default(), ..self.filter.clone() };
+        let rage = of_summaries(&SessionFilter { rage_click_count, ..SessionFilter::default() });
+        let is_outdated = session_column(session::Column::Id).lt(below);
+        of_summaries(&others).add(Condition::any().add(is_outdated).add(rage))
+    }
+
     fn of_index(&self, question: &Question, is_wanted: impl Fn(usize) -> bool) -> Condition {
         let filter = self.filter;
         let [all, any, none, steps] = &self.facets;
-        let mut condition = of_sessions(filter, self.now, question.backend()).add(of_summaries(filter));
+        let mut condition = of_sessions(filter, self.now, question.backend()).add(self.of_summaries());
         condition = match &self.dirty {
             Dirty::Few(ids) => condition.add_option(is_none_of(session_column(session::Column::Id), ids)),
             Dirty::Many => condition.add(is_clean()),

