@@ -24,6 +24,7 @@ mod durability;
 mod exact;
 mod export;
 mod faults;
+mod index;
 mod interop;
 mod lifecycle;
 mod memory;
