@@ -38,6 +38,11 @@ pub(super) struct IndexArgs {
 #[error("the index differs from the actions in {0} places; `reel index --rebuild` mends it")]
 struct Differs(usize);
 
+/// Some sessions could not be read or written. They are dirty, so that answers are right.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} sessions could not be indexed; answers read their actions instead")]
+struct NotIndexed(usize);
+
 /// Runs the subcommand.
 pub(super) async fn index(args: IndexArgs) -> Result<(), Failure> {
     let archive = args.archive.as_ref().map(Archive::open).transpose()?;
@@ -59,16 +64,20 @@ pub(super) async fn index(args: IndexArgs) -> Result<(), Failure> {
 }
 
 async fn rebuild(store: &Store, from: NaiveDate, to: NaiveDate) -> Result<(), Failure> {
-    let mut ids = FacetIds::default();
+    let (mut ids, mut failed) = (FacetIds::default(), 0);
     for day in from.iter_days().take_while(|day| *day < to) {
         store.index_forget(day).await?;
         let sessions = store.index_dirty(day).await?;
-        let actions = store.index_sessions(&sessions, &mut ids).await?;
+        let indexed = store.index_sessions(&sessions, &mut ids).await?;
         if !sessions.is_empty() {
-            println!("{day}: {} sessions, {actions} actions indexed", sessions.len());
+            println!("{day}: {} sessions, {} actions indexed", indexed.sessions.len(), indexed.actions);
         }
+        for (session, error) in &indexed.failed {
+            println!("session {session}: not indexed, {error}");
+        }
+        failed += sessions.len() - indexed.sessions.len();
     }
-    Ok(())
+    if failed == 0 { Ok(()) } else { Err(NotIndexed(failed).into()) }
 }
 
 async fn verify(store: &Store, from: NaiveDate, to: NaiveDate) -> Result<(), Failure> {

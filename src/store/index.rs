@@ -28,12 +28,12 @@ use super::{
     Store,
     claim::Claim,
     entity::{action, session},
-    failure::{Attempts, Failure},
+    failure::Failure,
     track::tracks_of,
 };
 use crate::{
     archive::ArchivedAction,
-    error::Result,
+    error::{Error, Result},
     model::{Facets, SessionId, StoredAction, Summary, Summing, Track},
 };
 
@@ -51,12 +51,71 @@ const ACTIONS_A_STATEMENT: u64 = 20_000;
 /// Sessions that are indexed by one transaction at most.
 const SESSIONS_A_TRANSACTION: usize = 500;
 
+/// Sessions of one call that may fail before no more are tried.
+const MAX_FAILED: usize = 20;
+
 /// A session that is due.
-#[derive(Clone, Copy, Debug, FromQueryResult)]
+#[derive(Clone, Copy, Debug)]
 pub struct DueSession {
     session_id: Uuid,
     /// About how many actions it has.
     action_count: i64,
+    is_archived: bool,
+}
+
+impl DueSession {
+    /// The session.
+    #[must_use]
+    pub fn id(&self) -> SessionId {
+        SessionId::from_uuid(self.session_id)
+    }
+
+    /// Whether it takes long, or waits for others: it has many actions, or they are in a segment.
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        self.is_archived || self.action_count.cast_unsigned() > ACTIONS_A_STATEMENT
+    }
+}
+
+/// A part of the dirty sessions.
+#[derive(Debug)]
+pub struct DueSessions {
+    /// Those that are due, in the order of their ids.
+    pub due: Vec<DueSession>,
+    /// The last that was looked at. None where these were the last.
+    pub last: Option<SessionId>,
+}
+
+/// What became of sessions that were to be indexed.
+#[derive(Debug, Default)]
+pub struct IndexedSessions {
+    /// Those that are indexed.
+    pub sessions: Vec<SessionId>,
+    /// How many actions were read for it.
+    pub actions: u64,
+    /// Those that could not be, and why.
+    pub failed: Vec<(SessionId, Error)>,
+}
+
+/// A dirty session.
+#[derive(FromQueryResult)]
+struct DirtyRow {
+    session_id: Uuid,
+    /// As its tracks say.
+    action_count: i64,
+    /// As the index says.
+    indexed_count: i64,
+    last_received_at: DateTime<Utc>,
+    segment_id: Option<i64>,
+}
+
+impl DirtyRow {
+    fn is_due(&self, due: Due) -> bool {
+        // Growing by half each time, a session that goes on for hours is read three times over in all.
+        let has_grown = self.action_count >= self.indexed_count.saturating_add(due.grown_by)
+            && self.action_count.saturating_mul(2) >= self.indexed_count.saturating_mul(3);
+        self.last_received_at < due.quiet_since || has_grown
+    }
 }
 
 /// When sessions are due.
@@ -79,20 +138,28 @@ struct Reading {
 }
 
 impl Store {
-    /// Sessions that are due to be indexed, those that have been quiet for longest first. Uses `tracks_dirty`.
-    pub async fn index_due(&self, due: Due, limit: u64) -> Result<Vec<DueSession>> {
-        // Growing by half each time, a session that goes on for hours is read three times over in all.
-        let sql = "SELECT tracks.session_id, CAST(sum(tracks.last_seq) AS bigint) AS action_count \
-             FROM tracks JOIN sessions ON sessions.id = tracks.session_id \
-             WHERE tracks.session_id IN (SELECT session_id FROM tracks WHERE dirty) \
-             GROUP BY tracks.session_id, sessions.action_count \
-             HAVING max(tracks.last_received_at) < $1 OR (sum(tracks.last_seq) >= sessions.action_count + $2 \
-                 AND 2 * sum(tracks.last_seq) >= 3 * sessions.action_count) \
-             ORDER BY max(tracks.last_received_at) LIMIT $3";
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let values = [due.quiet_since.into(), due.grown_by.into(), limit.into()];
+    /// Looks at the next dirty sessions after one, in the order of their ids, and gives those that are due to be indexed. What
+    /// it costs does not depend on how many are dirty. Uses `tracks_dirty`, and the primary keys of `tracks` and `sessions`.
+    pub async fn index_due(&self, due: Due, after: Option<SessionId>, limit: u64) -> Result<DueSessions> {
+        let sql = "SELECT tracks.session_id, CAST(sum(tracks.last_seq) AS bigint) AS action_count, \
+                 sessions.action_count AS indexed_count, max(tracks.last_received_at) AS last_received_at, \
+                 sessions.segment_id \
+             FROM (SELECT DISTINCT session_id FROM tracks WHERE dirty AND session_id > $1 ORDER BY session_id LIMIT $2) \
+                 AS found \
+             JOIN tracks ON tracks.session_id = found.session_id JOIN sessions ON sessions.id = found.session_id \
+             GROUP BY tracks.session_id, sessions.action_count, sessions.segment_id ORDER BY tracks.session_id";
+        let after = after.map_or(Uuid::nil(), SessionId::as_uuid);
+        let values = [after.into(), i64::try_from(limit).unwrap_or(i64::MAX).into()];
         let statement = Statement::from_sql_and_values(self.backend, sql, values);
-        Ok(DueSession::find_by_statement(statement).all(&self.read).await?)
+        let rows = DirtyRow::find_by_statement(statement).all(&self.read).await?;
+        let is_full = u64::try_from(rows.len()).is_ok_and(|count| count >= limit);
+        let last = rows.last().filter(|_| is_full).map(|row| SessionId::from_uuid(row.session_id));
+        let due = rows.iter().filter(|row| row.is_due(due)).map(|row| DueSession {
+            session_id: row.session_id,
+            action_count: row.action_count,
+            is_archived: row.segment_id.is_some(),
+        });
+        Ok(DueSessions { due: due.collect(), last })
     }
 
     /// Takes the lock of the process that indexes. None if another process has it.
@@ -100,25 +167,43 @@ impl Store {
         self.claim(INDEX_LOCK).await
     }
 
-    /// Indexes sessions, many a transaction. Gives the number of actions that were read for it.
-    pub async fn index_sessions(&self, due: &[DueSession], ids: &mut FacetIds) -> Result<u64> {
-        let mut actions = 0;
-        for sessions in portions(due) {
-            let mut attempts = Attempts::default();
-            loop {
-                match self.index_once(sessions, ids).await {
-                    Ok(()) => break,
-                    Err(failure) => {
-                        if matches!(failure, Failure::Outdated) {
-                            *ids = FacetIds::default();
-                        }
-                        attempts.again_after(failure).await?;
+    /// Indexes sessions, many a transaction. One that fails is told apart from the others, which are indexed without it.
+    pub async fn index_sessions(&self, due: &[DueSession], ids: &mut FacetIds) -> Result<IndexedSessions> {
+        let mut result = IndexedSessions::default();
+        let mut portions: Vec<&[DueSession]> = portions(due).collect();
+        portions.reverse();
+        while let Some(portion) = portions.pop() {
+            match (self.index_portion(portion, ids).await.map_err(Error::from), portion) {
+                (Ok(()), _) => {
+                    result.sessions.extend(portion.iter().map(DueSession::id));
+                    result.actions += portion.iter().map(|session| session.action_count.cast_unsigned()).sum::<u64>();
+                }
+                (Err(error @ Error::DatabaseUnavailable), _) => return Err(error),
+                (Err(error), [alone]) => {
+                    result.failed.push((alone.id(), error));
+                    // It is not the sessions, then. The others are found again.
+                    if result.failed.len() >= MAX_FAILED {
+                        return Ok(result);
                     }
                 }
+                (Err(_), _) => {
+                    let (first, second) = portion.split_at(portion.len() / 2);
+                    portions.extend([second, first]);
+                }
             }
-            actions += sessions.iter().map(|session| session.action_count.cast_unsigned()).sum::<u64>();
         }
-        Ok(actions)
+        Ok(result)
+    }
+
+    /// Indexes sessions in one transaction. A failure is not worth waiting for: another portion is tried meanwhile.
+    async fn index_portion(&self, sessions: &[DueSession], ids: &mut FacetIds) -> Result<(), Failure> {
+        match self.index_once(sessions, ids).await {
+            Err(Failure::Outdated) => {
+                *ids = FacetIds::default();
+                self.index_once(sessions, ids).await
+            }
+            result => result,
+        }
     }
 
     async fn index_once(&self, sessions: &[DueSession], ids: &mut FacetIds) -> Result<(), Failure> {
@@ -245,7 +330,7 @@ mod tests {
 
     #[test]
     fn large_sessions_are_indexed_alone_and_small_ones_together() {
-        let due = |action_count| DueSession { session_id: Uuid::nil(), action_count };
+        let due = |action_count| DueSession { session_id: Uuid::nil(), action_count, is_archived: false };
         let lengths = |counts: &[i64]| {
             let due: Vec<_> = counts.iter().copied().map(due).collect();
             portions(&due).map(<[_]>::len).collect::<Vec<_>>()

@@ -26,6 +26,7 @@ mod exact;
 mod export;
 mod faults;
 mod import;
+mod index;
 mod interop;
 mod lifecycle;
 mod memory;

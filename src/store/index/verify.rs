@@ -81,8 +81,7 @@ impl Store {
     }
 
     async fn verify_sessions(&self, rows: &[session::Model], bounds: (Uuid, Uuid)) -> Result<Vec<Difference>> {
-        let due: Vec<_> =
-            rows.iter().map(|row| DueSession { session_id: row.id, action_count: row.action_count }).collect();
+        let due: Vec<_> = rows.iter().map(|row| due_of(row.id, row.action_count, row.segment_id)).collect();
         let mut readings = Vec::new();
         for portion in super::portions(&due) {
             match self.index_read(portion).await {
@@ -174,14 +173,26 @@ impl Store {
 
     /// Sessions of a day that are not in the index as they are.
     pub async fn index_dirty(&self, day: NaiveDate) -> Result<Vec<DueSession>> {
-        let sql = "SELECT session_id, CAST(sum(last_seq) AS bigint) AS action_count FROM tracks \
+        #[derive(FromQueryResult)]
+        struct Row {
+            session_id: Uuid,
+            action_count: i64,
+            segment_id: Option<i64>,
+        }
+        let sql = "SELECT session_id, CAST(sum(last_seq) AS bigint) AS action_count, sessions.segment_id \
+             FROM tracks JOIN sessions ON sessions.id = tracks.session_id \
              WHERE session_id >= $1 AND session_id < $2 \
-             GROUP BY session_id HAVING sum(CASE WHEN dirty THEN 1 ELSE 0 END) > 0 ORDER BY session_id";
+             GROUP BY session_id, sessions.segment_id \
+             HAVING sum(CASE WHEN dirty THEN 1 ELSE 0 END) > 0 ORDER BY session_id";
         let values = [first_id(day).into(), first_id(next_day(day)).into()];
-        Ok(DueSession::find_by_statement(Statement::from_sql_and_values(self.backend, sql, values))
-            .all(&self.read)
-            .await?)
+        let statement = Statement::from_sql_and_values(self.backend, sql, values);
+        let rows = Row::find_by_statement(statement).all(&self.read).await?;
+        Ok(rows.iter().map(|row| due_of(row.session_id, row.action_count, row.segment_id)).collect())
     }
+}
+
+fn due_of(session_id: Uuid, action_count: i64, segment_id: Option<i64>) -> DueSession {
+    DueSession { session_id, action_count, is_archived: segment_id.is_some() }
 }
 
 fn differs(
