@@ -185,6 +185,8 @@ mod tests {
 
     use tokio::sync::mpsc;
 
+    use http_body::Body as _;
+
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(60);
