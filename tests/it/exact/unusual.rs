@@ -44,7 +44,7 @@ async fn conditions_find_all_data_that_was_taken(backend: Backend) {
         ("$.list", DataOperator::Contains, Some(Value::Boolean(true)), true),
     ] {
         let condition = DataCondition { path: path.to_owned(), operator: operator.into(), value: value.clone() };
-        let wanted = ActionMatch { data: vec![condition], ..ActionMatch::default() };
+        let wanted = ActionMatch { r#type: "input".to_owned(), data: vec![condition], ..ActionMatch::default() };
         let filter = SessionFilter { all_of: vec![wanted], ..SessionFilter::default() };
         assert_eq!(number_found(&reel, filter).await, usize::from(is_found), "{path} {operator:?} {value:?}");
     }
