@@ -196,7 +196,7 @@ async fn of_a_broken_rrweb_recording_nothing_is_stored(backend: Backend) {
     let (reel, _database) = Reel::start(backend).await;
     let folder = TempDir::new().unwrap();
     let mut broken = events("Ada", 4);
-    broken[2] = r#"{"type":5}"#.to_owned();
+    r#"{"type":5}"#.clone_into(&mut broken[2]);
     let file = write(&folder, "ada.json", &broken);
     let output = run(&reel, &["import", &file]).await;
     assert!(!output.status.success());

@@ -101,7 +101,7 @@ mod tests {
         for (pattern, written, redacted) in [
             ("[0-9]{4}", r"caf\u00e9 1234 \/ \u0041", r"caf\u00e9 [redacted] \/ \u0041"),
             ("[0-9]{4}", r"\ud83d 1234 \udfac\ud83d", r"\ud83d [redacted] \udfac\ud83d"),
-            ("[0-9]{4}", r"\u00311\u003234\n", r"[redacted]\n"),
+            ("[0-9]{4}", r"\u00311\u00323\n", r"[redacted]\n"),
             ("café", r"caf\u00e9 café caf\u00E9\t", r"[redacted] [redacted] [redacted]\t"),
             ("🎬", r"\ud83c\udfac\ud83c\udfac\ud83c", r"[redacted][redacted]\ud83c"),
             ("/x", r"\/x\\/x", r"[redacted]\\[redacted]"),
@@ -155,7 +155,8 @@ mod tests {
             (None, 0..2) => character.to_string(),
             _ => {
                 let mut units = [0; 2];
-                character.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")).collect()
+                let units = character.encode_utf16(&mut units).iter();
+                units.map(|unit| format!("\\u{unit:04x}")).collect::<Vec<_>>().concat()
             }
         }
     }
