@@ -26,6 +26,9 @@ const IDLE_STEP: u64 = 500;
 /// How often retention is applied.
 const RETENTION_EVERY: Duration = Duration::from_mins(1);
 
+/// How often erasures are gone on with, where there are any.
+const ERASURES_EVERY: Duration = Duration::from_secs(10);
+
 /// How often connections that nobody uses are closed.
 const CONNECTIONS_EVERY: Duration = Duration::from_mins(10);
 
@@ -63,13 +66,18 @@ pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Durat
         }
     };
     let erasures = async {
-        let mut ticks = interval(RETENTION_EVERY);
+        let mut ticks = interval(ERASURES_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = store.erasures_wake() => {}
+            }
             let resume = store.erasures_resume(store.now(), |session| changes.announce(session));
-            if let Err(error) = store.unless_away(resume).await {
-                tracing::warn!(%error, "erasures not finished, trying again later");
+            match store.unless_away(resume).await {
+                // Somebody still reads what is to go.
+                Ok(()) | Err(Error::Contention) => {}
+                Err(error) => tracing::warn!(%error, "erasures not finished, trying again later"),
             }
         }
     };

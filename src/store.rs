@@ -6,13 +6,17 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Duration,
 };
 
 use sea_orm::{
     DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr, SqliteTransactionMode, TransactionOptions,
     TransactionTrait as _, sqlx,
 };
-use tokio::sync::{broadcast, watch};
+use tokio::{
+    sync::{Notify, broadcast, watch},
+    time::Instant,
+};
 
 use self::connect::{Outage, Shares};
 use crate::{archive::Archive, config::DatabaseUrl, error::Result, model::SessionId};
@@ -105,6 +109,10 @@ pub struct Store {
     has_erased: Arc<AtomicBool>,
     /// Tells the writers of what was erased.
     erased: broadcast::Sender<changes::Erased>,
+    /// Tells whoever finishes erasures that there is one.
+    erasures_wake: Arc<Notify>,
+    /// When SQLite's file was last written anew, and how long that took.
+    file_rewritten: Arc<tokio::sync::Mutex<Option<(Instant, Duration)>>>,
 }
 
 impl Store {
@@ -152,6 +160,8 @@ impl Store {
             heard_of: Arc::default(),
             has_erased,
             erased: broadcast::Sender::new(changes::ERASURES_AT_HAND),
+            erasures_wake: Arc::default(),
+            file_rewritten: Arc::default(),
         })
     }
 

@@ -20,6 +20,7 @@ mod m20261125_000007_erasures;
 mod m20261126_000008_segment_files;
 mod m20261126_000011_compatibility;
 mod m20261126_000013_erasure_by_session;
+mod m20261126_000013_erasure_remains;
 mod m20261126_000015_definitions;
 
 /// The oldest migration that a process must know to use the schema with all migrations of this version. The schema says so to
@@ -44,6 +45,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000008_segment_files::Migration),
             Box::new(m20261126_000011_compatibility::Migration),
             Box::new(m20261126_000013_erasure_by_session::Migration),
+            Box::new(m20261126_000013_erasure_remains::Migration),
             Box::new(m20261126_000015_definitions::Migration),
         ]
     }

@@ -5,7 +5,8 @@ use tonic::{Request, Response, Status};
 use super::{Services, session::cut_page};
 use crate::{
     convert::{
-        PageToken, Scope, erasure_to_proto, page_size, parse_user, parse_user_email, parse_user_id, user_to_proto,
+        PageToken, Scope, erasure_to_proto, page_size, parse_session_id, parse_user, parse_user_email, parse_user_id,
+        user_to_proto,
     },
     error::{Error, Result},
     proto::{
@@ -49,8 +50,16 @@ impl UserService for Services {
     }
 
     async fn get_erasure(&self, request: Request<GetErasureRequest>) -> Result<Response<GetErasureResponse>, Status> {
-        let id = parse_user_id("user_id", request.into_inner().user_id)?;
-        let erasure = self.store.ask(|store| async move { store.erasure_get(&id).await }).await?;
+        let request = request.into_inner();
+        let erasure = if request.session_id.is_empty() {
+            let id = parse_user_id("user_id", request.user_id)?;
+            self.store.ask(|store| async move { store.erasure_get(&id).await }).await?
+        } else if request.user_id.is_empty() {
+            let id = parse_session_id(&request.session_id)?;
+            self.store.ask(|store| async move { store.erasure_get_of_session(id).await }).await?
+        } else {
+            return Err(Error::invalid("session_id", "must not be set with user_id").into());
+        };
         Ok(Response::new(erasure_to_proto(&erasure)))
     }
 

@@ -6,6 +6,7 @@
 pub(super) mod action;
 pub(super) mod compatibility;
 pub(super) mod erasure;
+pub(super) mod erasure_remain;
 pub(super) mod facet;
 pub(super) mod facet_day;
 pub(super) mod lease;

@@ -86,8 +86,12 @@ impl Store {
         let bytes_before = self.bytes_in_use().await?;
         let mut report = RetentionReport { bytes_before, ..RetentionReport::default() };
         // Whatever the archive says, what is to be forgotten is.
-        let mut archived = Ok(());
-        for day in self.expired_days(policy, now, bytes_before).await? {
+        let (mut archived, mut forgotten) = (Ok(()), Ok(()));
+        let days = self.expired_days(policy, now, bytes_before).await.unwrap_or_else(|error| {
+            forgotten = Err(error);
+            Vec::new()
+        });
+        for day in days {
             if day.reason == ExpiryReason::Archive {
                 if archived.is_ok() {
                     archived = self.window_archive(day.window, lease).await.map(|gone| {
@@ -97,21 +101,24 @@ impl Store {
                 }
                 continue;
             }
-            let mut gone = ExpiredDay { sessions: 0, actions: 0, bytes: 0, ..day };
-            if day.reason != ExpiryReason::Own && self.has_partitions(day.window).await? {
-                gone = self.window_drop(day, now).await?;
-            } else {
-                self.window_erase(&mut gone, now).await?;
+            match self.day_forget(day, now).await {
+                Ok(gone) => report.days.push(gone),
+                Err(error) => {
+                    tracing::warn!(%error, days = %day.window, "sessions not expired, trying again later");
+                    forgotten = forgotten.and(Err(error));
+                }
             }
-            self.has_erased.store(true, Ordering::Release);
-            tracing::info!(days = %gone.window, sessions = gone.sessions, actions = gone.actions, bytes = gone.bytes, "sessions expired");
-            report.days.push(gone);
         }
         if report.days.iter().any(|day| day.reason != ExpiryReason::Archive) {
-            report.users = self.users_expire(policy, now).await?;
+            match self.users_expire(policy, now).await {
+                Ok(users) => report.users = users,
+                Err(error) => forgotten = forgotten.and(Err(error)),
+            }
         }
-        self.clean_up(policy, now).await?;
-        archived.and(self.segments_tidy(lease).await)?;
+        // Whatever failed before: what is gone already must not stay where nobody looks.
+        let cleaned = self.clean_up(policy, now).await;
+        let tidied = self.segments_tidy(lease).await;
+        forgotten.and(cleaned).and(archived).and(tidied)?;
         report.bytes_after = self.bytes_in_use().await?;
         if !self.is_postgres() {
             // What came back is known of all days together only.
@@ -122,6 +129,18 @@ impl Store {
             }
         }
         Ok(report)
+    }
+
+    async fn day_forget(&self, day: ExpiredDay, now: DateTime<Utc>) -> Result<ExpiredDay> {
+        let mut gone = ExpiredDay { sessions: 0, actions: 0, bytes: 0, ..day };
+        if day.reason != ExpiryReason::Own && self.has_partitions(day.window).await? {
+            gone = self.window_drop(day, now).await?;
+        } else {
+            self.window_erase(&mut gone, now).await?;
+        }
+        self.has_erased.store(true, Ordering::Release);
+        tracing::info!(days = %gone.window, sessions = gone.sessions, actions = gone.actions, bytes = gone.bytes, "sessions expired");
+        Ok(gone)
     }
 
     /// The days that a policy does not keep, and what would go of them, the oldest first.
@@ -269,7 +288,7 @@ impl Store {
         let (from, to) = gone.window.bounds();
         let only_own = gone.reason == ExpiryReason::Own;
         let may_go = if only_own { HAS_EXPIRED } else { MAY_GO };
-        let mut after = from;
+        let (mut after, mut outcome) = (from, Ok(()));
         loop {
             let sql = format!(
                 "SELECT id FROM sessions WHERE id >= $2 AND id < $3 AND {may_go} ORDER BY id LIMIT {SESSIONS_A_STEP}"
@@ -277,8 +296,9 @@ impl Store {
             let values = [now.into(), after.into(), to.into()];
             let rows = Row::find_by_statement(Statement::from_sql_and_values(self.backend, sql, values));
             let rows = rows.all(&self.write).await?;
-            let Some(last) = rows.last() else { return Ok(()) };
-            after = last.id;
+            let Some(last) = rows.last() else { return outcome };
+            // The first of the next step is not the last of this one, which may still be there.
+            after = Uuid::from_u128(last.id.as_u128().saturating_add(1));
             for row in rows {
                 match self.session_expire(SessionId::from_uuid(row.id), only_own, now).await {
                     Ok(actions) => {
@@ -287,7 +307,8 @@ impl Store {
                     }
                     // Somebody else erased or pinned it first.
                     Err(Error::SessionNotFound) => {}
-                    Err(error) => return Err(error),
+                    // The others go all the same.
+                    Err(error) => outcome = outcome.and(Err(error)),
                 }
             }
             self.give_back().await?;

@@ -18,7 +18,7 @@ use super::{
     archive::make_stale,
     changes::{Erased, notify_erased_in_txn},
     entity::{action, session, tombstone, track},
-    erasure,
+    erasure::{self, Whose},
     failure::{Attempts, Failure},
     index,
     track::tracks_of,
@@ -277,15 +277,20 @@ impl Store {
         Ok(())
     }
 
-    /// Erases a session and its actions, and keeps its id so that nothing is stored under it again. Returns the number of
-    /// actions erased.
+    /// Erases a session and its actions, so that no answer shows them, and keeps its id so that nothing is stored under it
+    /// again. Returns the number of actions erased. The rest is for [`Store::erasures_finish`].
     pub async fn session_erase(&self, id: SessionId, now: DateTime<Utc>) -> Result<i64> {
-        self.session_remove(id, Condition::all(), None, now).await
+        let actions = self.session_remove(id, Condition::all(), Some(Whose::Own), now).await?;
+        // It is gone, whatever comes of this.
+        if let Err(error) = self.erasure_gone(&id.to_string(), now).await {
+            tracing::warn!(%error, "an erasure is not noted as gone, trying again later");
+        }
+        Ok(actions)
     }
 
     /// The same, as a part of the erasure of its user.
     pub(super) async fn session_erase_for(&self, id: SessionId, user_id: &str, now: DateTime<Utc>) -> Result<i64> {
-        self.session_remove(id, Condition::all(), Some(user_id), now).await
+        self.session_remove(id, Condition::all(), Some(Whose::User(user_id)), now).await
     }
 
     /// The same, unless it is pinned or its own time has not come: then it is as if it were not there. With `only_own`, nor
@@ -304,12 +309,12 @@ impl Store {
         &self,
         id: SessionId,
         condition: Condition,
-        erasure_of: Option<&str>,
+        erasure: Option<Whose<'_>>,
         now: DateTime<Utc>,
     ) -> Result<i64> {
         let mut attempts = Attempts::default();
         loop {
-            match self.session_remove_once(id, condition.clone(), erasure_of, now).await {
+            match self.session_remove_once(id, condition.clone(), erasure, now).await {
                 Ok(actions) => {
                     self.has_erased.store(true, Ordering::Release);
                     self.tell_erased(Erased::Session(id));
@@ -324,7 +329,7 @@ impl Store {
         &self,
         id: SessionId,
         condition: Condition,
-        erasure_of: Option<&str>,
+        erasure: Option<Whose<'_>>,
         now: DateTime<Utc>,
     ) -> Result<i64, Failure> {
         let tx = self.begin().await?;
@@ -352,8 +357,8 @@ impl Store {
             make_stale(&tx, segment).await?;
         }
         action::Entity::delete_many().filter(action::Column::SessionId.eq(uuid)).exec(&tx).await?;
-        if let Some(user_id) = erasure_of {
-            erasure::note_in_txn(&tx, user_id, actions).await?;
+        if let Some(whose) = erasure {
+            erasure::note_in_txn(&tx, whose, id, actions, now).await?;
         }
         notify_erased_in_txn(&tx, Erased::Session(id)).await?;
         tx.commit().await?;

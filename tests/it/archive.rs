@@ -143,7 +143,7 @@ pub async fn play_each(reel: &Reel, ids: &[String]) -> Vec<Vec<Action>> {
     played
 }
 
-async fn with_archive(backend: Backend) -> (Reel, TestDatabase, TempDir) {
+pub async fn with_archive(backend: Backend) -> (Reel, TestDatabase, TempDir) {
     let (database, folder) = (TestDatabase::new(backend).await, tempfile::tempdir().unwrap());
     let reel = Reel::start_on(&database, &["--archive", folder.path().to_str().unwrap()]).await;
     (reel, database, folder)

@@ -1,9 +1,11 @@
 //! Users.
 
+use chrono::Utc;
 use reel::proto::{
     DeleteUserRequest, GetErasureRequest, GetUserRequest, ListUsersRequest, SessionStart, UpsertUserRequest, User,
     ingest_service_client::IngestServiceClient, user_service_client::UserServiceClient,
 };
+use sha2::{Digest as _, Sha256};
 use tonic::{Code, transport::Endpoint};
 
 use crate::{
@@ -17,6 +19,7 @@ on_both_databases!(
     users_are_listed_by_id_page_by_page_and_by_email,
     deleting_a_user_erases_its_sessions_and_nothing_else,
     an_erasure_whose_process_is_killed_goes_on_and_says_how_far_it_is,
+    an_erasure_that_fails_stops_no_other,
     a_user_row_deleted_in_plain_sql_takes_its_sessions_and_actions_along,
 );
 
@@ -117,7 +120,7 @@ async fn an_erasure_whose_process_is_killed_goes_on_and_says_how_far_it_is(backe
     assert_eq!(process.exited().await.code(), None, "it died again");
     assert_eq!((erased().await, left().await), (2, SESSIONS - 2));
     process.start_again_to_die_at(None).await;
-    let request = GetErasureRequest { user_id: "ada".to_owned() };
+    let request = GetErasureRequest { user_id: "ada".to_owned(), ..Default::default() };
     let mut users = UserServiceClient::new(connect(&process).await);
     let mut progress = users.get_erasure(request.clone()).await.unwrap().into_inner();
     eventually("it is finished", async || {
@@ -133,6 +136,56 @@ async fn an_erasure_whose_process_is_killed_goes_on_and_says_how_far_it_is(backe
         assert_eq!(database.number(&format!("SELECT count(*) FROM {table}")).await, 0, "{table}");
     }
     assert_eq!(database.number("SELECT count(*) FROM erasures WHERE user_id IS NOT NULL").await, 0);
+}
+
+/// Makes the database refuse to delete the sessions of a user.
+pub fn refuse_to_erase(backend: Backend, user_id: &str) -> String {
+    match backend {
+        Backend::Sqlite => format!(
+            "CREATE TRIGGER refuse BEFORE DELETE ON sessions WHEN OLD.user_id = '{user_id}' \
+             BEGIN SELECT raise(ABORT, 'refused'); END"
+        ),
+        Backend::Postgres => format!(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$; \
+             CREATE TRIGGER refuse BEFORE DELETE ON sessions FOR EACH ROW WHEN (OLD.user_id = '{user_id}') \
+             EXECUTE FUNCTION refuse()"
+        ),
+    }
+}
+
+async fn an_erasure_that_fails_stops_no_other(backend: Backend) {
+    let (reel, database) = Reel::start(backend).await;
+    let users = ["ada", "bob", "eve"];
+    for id in users {
+        let started = SessionStart { user: Some(user(id, "")), ..Default::default() };
+        reel.record(vec![start("", started), batch("", "", 1, clicks(0..3))]).await.unwrap();
+    }
+    database.execute(&refuse_to_erase(backend, "bob")).await;
+    let erase = async |id: &str| reel.users().delete_user(DeleteUserRequest { user_id: id.to_owned() }).await;
+    assert!(erase("bob").await.is_err());
+    // As if their process had died at once.
+    for id in ["ada", "eve"] {
+        let key: String = Sha256::digest(id.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let times = "'2026-11-26T20:00:00.000000+00:00', 1";
+        let columns = "user_digest, user_id, requested_at, session_total";
+        database.execute(&format!("INSERT INTO erasures ({columns}) VALUES ('{key}', '{id}', {times})")).await;
+    }
+    let left = async || database.texts("SELECT user_id FROM sessions").await;
+    assert!(reel.store.erasures_resume(Utc::now(), |_| {}).await.is_err());
+    assert_eq!(left().await, ["bob"]);
+    let drop = if backend == Backend::Postgres { "DROP TRIGGER refuse ON sessions" } else { "DROP TRIGGER refuse" };
+    database.execute(drop).await;
+    for id in users {
+        let request = GetErasureRequest { user_id: id.to_owned(), ..Default::default() };
+        eventually("it is finished", async || {
+            let _ = reel.store.erasures_resume(Utc::now(), |_| {}).await;
+            let erasure = reel.users().get_erasure(request.clone()).await.unwrap().into_inner();
+            erasure.finish_time.is_some()
+        })
+        .await;
+    }
+    assert_eq!(left().await, Vec::<String>::new());
+    reel.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -75,9 +75,12 @@ impl Store {
     /// Removes what nothing refers to, and gives the disk back what is free.
     pub(super) async fn clean_up(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<()> {
         let sweeps = self.has_erased.swap(false, Ordering::AcqRel) || self.has_empty_days().await?;
-        if sweeps && let Err(error) = self.facets_sweep().await {
-            self.has_erased.store(true, Ordering::Release);
-            return Err(error);
+        let mut outcome = Ok(());
+        if sweeps {
+            outcome = self.facets_sweep().await;
+            if outcome.is_err() {
+                self.has_erased.store(true, Ordering::Release);
+            }
         }
         if let Some(keep_for) = policy.forgets_after()
             && let Some(before) = now.checked_sub_signed(keep_for.max(TOMBSTONE_AT_LEAST))
@@ -88,9 +91,9 @@ impl Store {
                 self.write.execute_raw(Statement::from_sql_and_values(self.backend, sql, [before.into()])).await?;
             }
         }
-        self.give_back().await?;
+        outcome = outcome.and(self.give_back().await);
         // Something was erased.
-        if sweeps { self.write_back().await } else { Ok(()) }
+        if sweeps { outcome.and(self.log_write_back().await.map(|_| ())) } else { outcome }
     }
 
     /// Whether the roll-up says anything of no session: somebody has deleted sessions by hand. Uses `facet_days_empty`.
@@ -102,7 +105,7 @@ impl Store {
     /// Removes what the roll-up says of no session, and facets that are in no session. In steps, each a transaction of its own:
     /// whoever else writes waits for a moment only. Indexers wait meanwhile, and see before they write that a facet has gone
     /// which they remember.
-    async fn facets_sweep(&self) -> Result<()> {
+    pub(in crate::store) async fn facets_sweep(&self) -> Result<()> {
         while self.sweep_step(Sweep::Days).await?.is_some() {}
         let mut after = 0;
         while let Some(last) = self.sweep_step(Sweep::Facets { after }).await? {
@@ -188,17 +191,21 @@ impl Store {
         Ok(())
     }
 
-    /// Writes SQLite's log back into the file, which shrinks then, and has nothing of what was erased any more. Where somebody
-    /// reads from the log that comes later: writers would have to wait.
-    async fn write_back(&self) -> Result<()> {
-        if self.is_postgres() {
-            return Ok(());
+    /// Writes SQLite's log back into the file, which shrinks then, and has nothing of what was erased any more. Gives whether
+    /// that was done: where somebody reads from the log it comes later, for writers would have to wait.
+    pub(in crate::store) async fn log_write_back(&self) -> Result<bool> {
+        #[derive(FromQueryResult)]
+        struct Row {
+            busy: i64,
         }
-        let write_back = format!(
-            "PRAGMA busy_timeout = 0; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA busy_timeout = {}",
-            SQLITE_BUSY_TIMEOUT.as_millis()
-        );
-        self.write.execute_unprepared(&write_back).await?;
-        Ok(())
+        if self.is_postgres() {
+            return Ok(true);
+        }
+        self.write.execute_unprepared("PRAGMA busy_timeout = 0").await?;
+        let write_back = Statement::from_string(self.backend, "PRAGMA wal_checkpoint(TRUNCATE)");
+        let row = Row::find_by_statement(write_back).one(&self.write).await;
+        let wait_again = format!("PRAGMA busy_timeout = {}", SQLITE_BUSY_TIMEOUT.as_millis());
+        self.write.execute_unprepared(&wait_again).await?;
+        Ok(row?.is_some_and(|row| row.busy == 0))
     }
 }

@@ -20,6 +20,7 @@ const ALL_TABLES: &[&str] = &[
     "tracks",
     "tombstones",
     "erasures",
+    "erasure_remains",
     "segments",
     "segment_files",
     "leases",

@@ -197,7 +197,7 @@ fn users(table: &mut Table, world: &World) {
 
     let get = |user_id: &str| GetUserRequest { user_id: user_id.to_owned() };
     let delete = |user_id: &str| DeleteUserRequest { user_id: user_id.to_owned() };
-    let erasure = |user_id: &str| GetErasureRequest { user_id: user_id.to_owned() };
+    let erasure = |user_id: &str| GetErasureRequest { user_id: user_id.to_owned(), ..Default::default() };
     for id in bad_user_ids() {
         let name = format!("user id: {id:?}");
         table.row(&name, get(&id), invalid("user_id"));

@@ -1,19 +1,28 @@
 //! After an erasure or an expiry nothing is left of what was there.
 
-use reel::proto::{DeleteSessionRequest, DeleteUserRequest, SessionStart};
+use chrono::{TimeDelta, Utc};
+use reel::{
+    error::Error,
+    proto::{DeleteSessionRequest, DeleteUserRequest, GetErasureRequest, SessionEnd, SessionStart},
+};
+use sea_orm::{ConnectionTrait as _, IsolationLevel, TransactionTrait as _};
 
 use super::{keep_days, listed, midnight, record_day};
 use crate::{
+    archive::{archive_all, files, later, with_archive},
     crash::process::Process,
     exact::wait_until_indexed,
-    harness::{Backend, NOON_MS, Reel, TestDatabase, action, batch, clicks, eventually, session_id, start, user},
+    harness::{Backend, NOON_MS, Reel, TestDatabase, action, batch, clicks, end, eventually, session_id, start, user},
     on_both_databases,
+    users::refuse_to_erase,
 };
 
 on_both_databases!(
     what_went_is_nowhere_any_more,
     the_facets_of_a_session_are_found_by_the_session_alone,
     facets_are_swept_in_steps_each_a_commit_of_its_own,
+    an_erasure_is_finished_when_no_sql_and_no_byte_shows_it,
+    what_is_gone_is_tidied_up_whatever_failed_before,
 );
 
 /// Every text of every table, or the bytes of the file.
@@ -120,4 +129,106 @@ async fn facets_are_swept_in_steps_each_a_commit_of_its_own(backend: Backend) {
     assert!((1..5_000).contains(&after_a_step), "{after_a_step}");
     process.start_again_to_die_at(None).await;
     eventually("all are swept", async || left().await == 0).await;
+}
+
+async fn is_finished(reel: &Reel, request: &GetErasureRequest) -> bool {
+    reel.users().get_erasure(request.clone()).await.unwrap().into_inner().finish_time.is_some()
+}
+
+/// Goes on with erasures until this one is finished.
+async fn finish(reel: &Reel, request: &GetErasureRequest) {
+    eventually("the erasure is finished", async || {
+        let _ = reel.store.erasures_finish(Utc::now()).await;
+        is_finished(reel, request).await
+    })
+    .await;
+}
+
+async fn an_erasure_is_finished_when_no_sql_and_no_byte_shows_it(backend: Backend) {
+    const SESSIONS: i64 = 24;
+    const BATCHES: i64 = 12;
+    let (reel, database) = Reel::start(backend).await;
+    // Side by side and of all sizes, so that rows move from page to page, and copies of them stay behind.
+    let ids: Vec<_> = (0..SESSIONS).map(|number| session_id(NOON_MS + number)).collect();
+    let name = |number: i64| if number % 2 == 0 { "canary" } else { "keep" };
+    for (id, number) in ids.iter().zip(0..) {
+        let of = SessionStart { user: Some(user(&format!("{}-user", name(number)), "")), ..Default::default() };
+        reel.record(vec![start(id, of)]).await.unwrap();
+    }
+    for batch_number in 0..BATCHES {
+        for (id, number) in ids.iter().zip(0..) {
+            let actions = (0..9).map(|offset| {
+                let at = offset * 1_000 + (batch_number * 7 + number) % 12;
+                let mut action = action(at, "click", &format!("{}-target {}", name(number), offset * number));
+                let size = usize::try_from((batch_number * 131 + offset * 47 + number * 17) % 700).unwrap();
+                action.data = format!("\"{}-data {}\"", name(number), "x".repeat(size));
+                action
+            });
+            reel.append(id, "", batch_number * 9 + 1, actions.collect()).await.unwrap();
+        }
+    }
+    wait_until_indexed(&database).await;
+    assert!(everything(&database).await.contains("canary-data"), "it can be found");
+    // One of the sessions alone, the others with their user.
+    reel.sessions().delete_session(DeleteSessionRequest { session_id: ids[0].clone() }).await.unwrap();
+    let alone = GetErasureRequest { session_id: ids[0].clone(), ..Default::default() };
+    let request = DeleteUserRequest { user_id: "canary-user".to_owned() };
+    let erased = reel.users().delete_user(request).await.unwrap().into_inner();
+    assert_eq!((erased.erased_session_count, erased.erased_action_count), (SESSIONS / 2 - 1, (SESSIONS / 2 - 1) * 108));
+    let of_user = GetErasureRequest { user_id: "canary-user".to_owned(), ..Default::default() };
+    finish(&reel, &of_user).await;
+    finish(&reel, &alone).await;
+    assert!(!everything(&database).await.contains("canary"));
+    assert_eq!(database.number("SELECT count(*) FROM erasure_remains").await, 0);
+    if backend == Backend::Postgres {
+        let day = ids[0].parse::<reel::model::SessionId>().unwrap().started_at().format("%Y%m%d").to_string();
+        let names =
+            format!("('users', 'sessions', 'tracks', 'facets', 'facet_days', 'actions_{day}', 'session_facets_{day}')");
+        let cleared = format!("SELECT count(*) FROM pg_stat_user_tables WHERE vacuum_count > 0 AND relname IN {names}");
+        assert_eq!(database.number(&cleared).await, 7);
+    }
+    assert_eq!(reel.play_all(&ids[1]).await.len(), 108);
+    reel.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_is_not_finished_while_somebody_reads_who_still_sees_it() {
+    let (reel, database) = Reel::start(Backend::Postgres).await;
+    let ids = two_indexed_sessions(&reel, &database).await;
+    let reader = database.connect().await;
+    let reading = reader.begin_with_config(Some(IsolationLevel::RepeatableRead), None).await.unwrap();
+    reading.execute_unprepared("SELECT count(*) FROM sessions").await.unwrap();
+    reel.sessions().delete_session(DeleteSessionRequest { session_id: ids[0].clone() }).await.unwrap();
+    let request = GetErasureRequest { session_id: ids[0].clone(), ..Default::default() };
+    assert_eq!(reel.store.erasures_finish(Utc::now()).await, Err(Error::Contention));
+    assert!(!is_finished(&reel, &request).await);
+    reading.rollback().await.unwrap();
+    finish(&reel, &request).await;
+    reel.stop().await;
+}
+
+async fn what_is_gone_is_tidied_up_whatever_failed_before(backend: Backend) {
+    let (reel, database, folder) = with_archive(backend).await;
+    for (number, name) in ["canary", "keep", "stuck"].into_iter().enumerate() {
+        let id = session_id(NOON_MS + i64::try_from(number).unwrap());
+        let of = SessionStart { user: Some(user(name, "")), ..Default::default() };
+        let requests = vec![start(&id, of), batch("", "", 1, clicks(0..3)), end("", SessionEnd::default())];
+        reel.record(requests).await.unwrap();
+    }
+    wait_until_indexed(&database).await;
+    archive_all(&reel).await;
+    reel.users().delete_user(DeleteUserRequest { user_id: "canary".to_owned() }).await.unwrap();
+    database.execute(&refuse_to_erase(backend, "stuck")).await;
+    let request = GetErasureRequest { user_id: "canary".to_owned(), ..Default::default() };
+    let _ = reel.store.erasures_finish(Utc::now()).await;
+    assert!(!is_finished(&reel, &request).await, "its segment is not written anew yet");
+    let before = files(folder.path());
+    for hours in 1..=4 {
+        let now = later() + TimeDelta::hours(hours);
+        assert!(reel.store.retention_apply(&keep_days(1), now).await.is_err(), "a session cannot be expired");
+    }
+    let after = files(folder.path());
+    assert!(after.len() <= 1 && after != before, "{before:?} {after:?}");
+    finish(&reel, &request).await;
+    reel.stop().await;
 }
