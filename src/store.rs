@@ -188,14 +188,20 @@ impl Store {
         if self.is_postgres() { asked.map_or(2, usize::from) } else { 1 }
     }
 
-    /// Closes the connections to PostgreSQL that nobody uses now, and gives how many.
-    pub async fn connections_close_idle(&self) -> u32 {
-        let mut closed = 0;
+    /// Closes the connections to PostgreSQL that nobody uses now.
+    pub async fn connections_close_idle(&self) {
         if self.is_postgres() {
-            let counters = self.desk.connection();
-            for connection in [&self.write, &self.read, &self.probe].into_iter().chain(&counters) {
-                closed += connect::close_idle(connection.get_postgres_connection_pool()).await;
-            }
+            connect::close_idle(self.probe.get_postgres_connection_pool()).await;
+            self.make_room().await;
+        }
+    }
+
+    /// The same of those by which requests are answered. Gives how many were closed.
+    async fn make_room(&self) -> u32 {
+        let mut closed = 0;
+        let counters = self.desk.connection();
+        for connection in [&self.write, &self.read].into_iter().chain(&counters) {
+            closed += connect::close_idle(connection.get_postgres_connection_pool()).await;
         }
         if let Some(copy) = &self.copy {
             closed += connect::close_idle(&copy.pool).await;

@@ -301,7 +301,7 @@ where
         loop {
             if !this.held.is_empty() {
                 let admitted = ready!(this.poll_admit(cx));
-                let frame = admitted.map(Frame::data).map_err(|error| Box::new(Status::from(error)).into());
+                let frame = admitted.map(Frame::data).map_err(refusal);
                 return Poll::Ready(Some(frame));
             }
             match Pin::new(&mut this.inner).poll_frame(cx) {
@@ -333,9 +333,13 @@ where
 
 impl<B> IntakeBody<B> {
     fn stalled(&self) -> tonic::codegen::StdError {
-        let limit_seconds = self.intake.stall_timeout.as_secs();
-        Box::new(Status::from(Error::UploadStalled { limit_seconds }))
+        refusal(Error::UploadStalled { limit_seconds: self.intake.stall_timeout.as_secs() })
     }
+}
+
+/// An error of a body that tonic takes for the status that it is: it looks for one in the box, and not in a box in it.
+fn refusal(error: Error) -> tonic::codegen::StdError {
+    Box::new(Status::from(error))
 }
 
 #[cfg(test)]

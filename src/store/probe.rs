@@ -60,12 +60,22 @@ struct Seen {
     failing_since: Option<Instant>,
     /// When something was last committed.
     committed: Option<Instant>,
+    /// Whether the last write that was only to find out did not go through.
+    writes_fail: bool,
 }
 
 impl Signs {
     /// Something was committed now.
     pub(super) fn note_commit(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).committed = Some(Instant::now());
+    }
+
+    fn note_write(&self, is_written: bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).writes_fail = !is_written;
+    }
+
+    fn writes_fail(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).writes_fail
     }
 
     /// Notes how a look went, and gives whether the database is away.
@@ -111,17 +121,20 @@ impl Store {
             tokio::spawn(async move { store.log_why_away().await });
         }
         match answer {
-            Ok(true) => self.make_room().await,
-            Err(_) if !is_away => return Ok(()),
+            Ok(true) => self.make_room_where_none_is_left().await,
+            // As it was: of writes it says nothing.
+            Err(_) if !is_away && !self.signs.writes_fail() => return Ok(()),
             Ok(false) | Err(_) => return Err(Error::DatabaseUnavailable),
         }
         if self.writes_in_doubt.load(Ordering::Acquire) {
-            if let Some(copy) = &self.copy {
+            let written = if let Some(copy) = &self.copy {
                 // The way that what is recorded goes: other connections may be of better times.
-                append::rehearse(&copy.pool, filling(), WRITE_WITHIN).await?;
+                append::rehearse(&copy.pool, filling(), WRITE_WITHIN).await.map_err(Error::from)
             } else {
-                timeout(WRITE_WITHIN, self.write_to_sqlite()).await.unwrap_or(Err(Error::DatabaseUnavailable))?;
-            }
+                timeout(WRITE_WITHIN, self.write_to_sqlite()).await.unwrap_or(Err(Error::DatabaseUnavailable))
+            };
+            self.signs.note_write(written.is_ok());
+            written?;
             self.writes_in_doubt.store(false, Ordering::Release);
         }
         Ok(())
@@ -129,7 +142,7 @@ impl Store {
 
     /// Gives connections back that nobody uses while the server has none left: another pool may want one now, and goes on trying for
     /// longer than the next look takes to come.
-    async fn make_room(&self) {
+    async fn make_room_where_none_is_left(&self) {
         if !self.is_postgres() {
             return;
         }
@@ -137,7 +150,8 @@ impl Store {
         if !matches!(left, Ok(Ok(..=0))) {
             return;
         }
-        let closed = self.connections_close_idle().await;
+        // Not the one that looks: it would have to be made again for the next look.
+        let closed = self.make_room().await;
         if closed > 0 {
             tracing::warn!(closed, "the server has no connections left: those that were idle are closed");
         }

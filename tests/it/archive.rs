@@ -55,11 +55,11 @@ pub fn archive_after(days: i64) -> RetentionPolicy {
     RetentionPolicy { archive: Some(archive), ..RetentionPolicy::default() }
 }
 
-/// Applies a policy, once nobody else does: every service does so by itself now and then.
+/// Applies a policy, once nobody else does, and nobody is at the tables: every service does so by itself now and then.
 pub async fn apply(store: &Store, policy: &RetentionPolicy, now: DateTime<Utc>) -> RetentionReport {
     let mut report = None;
     eventually("nobody else applies retention", async || match store.retention_apply(policy, now).await {
-        Err(Error::RetentionRunning) => false,
+        Err(Error::RetentionRunning | Error::Contention) => false,
         applied => {
             report = Some(applied.unwrap());
             true

@@ -94,7 +94,7 @@ fn gist(report: &RetentionReport) -> BTreeMap<NaiveDate, (ExpiryReason, i64, i64
 /// Applies a policy, and checks that the dry run had said just that.
 async fn apply(reel: &Reel, policy: &RetentionPolicy, now: DateTime<Utc>) -> RetentionReport {
     let preview = reel.store.retention_preview(policy, now).await.unwrap();
-    let report = reel.store.retention_apply(policy, now).await.unwrap();
+    let report = crate::archive::apply(&reel.store, policy, now).await;
     assert_eq!(gist(&preview), gist(&report));
     report
 }
@@ -284,7 +284,7 @@ async fn a_session_that_would_be_expired_is_not_started(backend: Backend) {
     assert_eq!(database.number("SELECT count(*) FROM users").await, 0, "nothing is left of its user");
     // One that is pinned is there whatever its age, and its sender may begin anew.
     pin(&reel, &young, Some(Utc::now() + TimeDelta::days(99))).await;
-    reel.store.retention_apply(&keep_days(3), Utc::now() + TimeDelta::days(9)).await.unwrap();
+    crate::archive::apply(&reel.store, &keep_days(3), Utc::now() + TimeDelta::days(9)).await;
     reel.record(vec![start(&young, SessionStart::default()), batch("", "", 1, clicks(0..2))]).await.unwrap();
     reel.stop().await;
 }
@@ -297,7 +297,7 @@ async fn the_indexer_learns_that_a_facet_has_gone(backend: Backend) {
         wait_until_indexed(&database).await;
         assert_eq!(counted(&reel).await, (2, 20), "round {round}");
         check_index(&database).await;
-        reel.store.retention_apply(&keep_days(1), midnight(9)).await.unwrap();
+        crate::archive::apply(&reel.store, &keep_days(1), midnight(9)).await;
         assert_eq!(database.number("SELECT count(*) FROM facets").await, 0);
     }
     reel.stop().await;

@@ -105,6 +105,7 @@ impl Store {
         sealing: &[Sealing],
         lease: &Lease,
     ) -> Result<(i64, i64, i64), Failure> {
+        self.partitions_are_free().await?;
         let tx = self.begin_long().await?;
         let (from, to) = window.bounds();
         lease.check_in_txn(&tx).await?;

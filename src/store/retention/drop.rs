@@ -38,6 +38,7 @@ impl Store {
     }
 
     async fn window_drop_once(&self, day: ExpiredDay, now: DateTime<Utc>) -> Result<ExpiredDay, Failure> {
+        self.partitions_are_free().await?;
         let tx = self.begin_long().await?;
         let (from, to) = day.window.bounds();
         tx.execute_unprepared("SET LOCAL reel.expiring = 'on'").await?;

@@ -108,10 +108,10 @@ async fn archived_sessions_expire_with_their_files(backend: Backend) {
     let policy = RetentionPolicy { keep_for: Some(TimeDelta::days(1)), max_bytes: None, archive };
     let day = chrono::DateTime::from_timestamp_millis(NOON_MS).unwrap().date_naive();
     let due = day.and_hms_opt(0, 0, 0).unwrap().and_utc() + TimeDelta::days(31);
-    let early = reel.store.retention_apply(&policy, due - TimeDelta::microseconds(1)).await.unwrap();
+    let early = crate::archive::apply(&reel.store, &policy, due - TimeDelta::microseconds(1)).await;
     assert_eq!(early.days, []);
     let preview = reel.store.retention_preview(&policy, due).await.unwrap();
-    let report = reel.store.retention_apply(&policy, due).await.unwrap();
+    let report = crate::archive::apply(&reel.store, &policy, due).await;
     for report in [preview, report] {
         let gone: Vec<_> = report.days.iter().map(|day| (day.reason, day.sessions, day.actions)).collect();
         assert_eq!(
@@ -133,7 +133,7 @@ async fn the_budget_archives_the_oldest_days(backend: Backend) {
     let bytes = reel.store.retention_preview(&RetentionPolicy::default(), Utc::now()).await.unwrap().bytes_before;
     // One day has to go, not both.
     let policy = RetentionPolicy { keep_for: None, max_bytes: Some(bytes - 1), archive };
-    let report = reel.store.retention_apply(&policy, later()).await.unwrap();
+    let report = crate::archive::apply(&reel.store, &policy, later()).await;
     assert_eq!(report.days.len(), 1, "{report:?}");
     assert_eq!((report.days[0].reason, report.days[0].sessions), (ExpiryReason::Archive, 12));
     assert!(report.bytes_after < report.bytes_before, "{report:?}");

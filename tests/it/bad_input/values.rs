@@ -30,7 +30,7 @@ pub fn bad_session_ids(good: &str) -> Vec<(&'static str, String)> {
         ("one character short", good[..35].to_owned()),
         ("one character more", format!("{good}0")),
         ("full-width digits", good.replace('0', "\u{ff10}")),
-        ("1 MiB", text(1 << 20)),
+        ("200 KiB", text(200 << 10)),
     ]
 }
 

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
 use reel::error::Error;
+use sea_orm::{ConnectionTrait as _, TransactionTrait as _};
 
 use super::{counted, keep_days, listed, midnight, pin, record_day};
 use crate::{
     exact::{check_index, wait_until_indexed},
-    harness::{Backend, Reel, TestDatabase, batch, clicks},
+    harness::{Backend, Reel, TestDatabase, batch, clicks, eventually},
     on_both_databases,
 };
 
@@ -46,7 +47,9 @@ async fn days_go_while_others_write_and_play(backend: Backend) {
                 match reel.store.retention_apply(&policy, midnight(number + 1)).await {
                     Ok(_) => break,
                     // Others were at the tables all the time; next time.
-                    Err(Error::Contention) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    Err(Error::Contention | Error::RetentionRunning) => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
                     Err(error) => panic!("{error}"),
                 }
             }
@@ -130,5 +133,31 @@ async fn a_process_that_is_killed_leaves_whole_sessions(backend: Backend) {
     assert_eq!(reel.play_all(&pinned).await.len(), 10);
     assert_eq!(database.number("SELECT count(*) FROM actions").await, 10);
     check_index(&database).await;
+    reel.stop().await;
+}
+
+/// A dump reads all tables for as long as it takes. What cannot be carried through meanwhile is not begun.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_reader_is_left_alone_and_costs_no_work_that_is_taken_back() {
+    let (reel, database) = Reel::start(Backend::Postgres).await;
+    record_day(&reel, 0, 4).await;
+    wait_until_indexed(&database).await;
+    // A DELETE that was taken back leaves its mark in the rows.
+    let marks = async || database.texts("SELECT xmin::text || ' ' || xmax::text FROM sessions ORDER BY id").await;
+    let before = marks().await;
+    let connection = database.connect().await;
+    let reading = connection.begin().await.unwrap();
+    reading.execute_unprepared("LOCK TABLE actions IN ACCESS SHARE MODE").await.unwrap();
+    eventually("the service's own run is over", async || {
+        let outcome = reel.store.retention_apply(&keep_days(1), midnight(9)).await;
+        assert!(matches!(outcome, Err(Error::Contention | Error::RetentionRunning)), "{outcome:?}");
+        outcome == Err(Error::Contention)
+    })
+    .await;
+    assert_eq!(marks().await, before);
+    assert_eq!(listed(&reel).await.len(), 4);
+    reading.rollback().await.unwrap();
+    crate::archive::apply(&reel.store, &keep_days(1), midnight(9)).await;
+    assert!(listed(&reel).await.is_empty());
     reel.stop().await;
 }

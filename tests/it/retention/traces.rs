@@ -67,11 +67,11 @@ async fn what_went_is_nowhere_any_more(backend: Backend) {
             let request = DeleteSessionRequest { session_id: id };
             assert_eq!(reel.sessions().delete_session(request).await.unwrap().into_inner().erased_action_count, 300);
         }
-        reel.store.retention_apply(&keep_days(1), midnight(2)).await.unwrap();
+        crate::archive::apply(&reel.store, &keep_days(1), midnight(2)).await;
         if how == "erased" {
             let request = DeleteUserRequest { user_id: "canary-user".to_owned() };
             let _ = reel.users().delete_user(request).await;
-            reel.store.retention_apply(&keep_days(1), midnight(2)).await.unwrap();
+            crate::archive::apply(&reel.store, &keep_days(1), midnight(2)).await;
         }
         let all = everything(&database).await;
         let left: Vec<_> = CANARIES.iter().filter(|canary| all.contains(**canary)).collect();

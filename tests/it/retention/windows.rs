@@ -169,7 +169,7 @@ async fn a_week_is_archived_together_and_forgotten_together() {
     check_index_with(&database, &["--archive", archive]).await;
     // The files go when no question can be reading them any more.
     for hour in 1..3 {
-        reel.store.retention_apply(&twenty, midnight(27) + TimeDelta::hours(hour)).await.unwrap();
+        crate::archive::apply(&reel.store, &twenty, midnight(27) + TimeDelta::hours(hour)).await;
     }
     let [file] = <[String; 1]>::try_from(crate::archive::files(folder.path())).unwrap();
     assert!(file.contains(&day(7).to_string()), "{file}");

@@ -57,28 +57,29 @@ impl Postgres {
         crate::harness::TestDatabase::at(self.url(name))
     }
 
-    /// Throws out Reel's connections, and takes these and all others.
+    /// Throws out Reel's connections, and takes these and all others. Those that are being made are not seen yet, so it is done
+    /// only when as many are held as there can be.
     pub async fn take_all_connections(&self) -> AllConnections {
         let url = self.url("postgres");
         let mut held = vec![PgConnection::connect(&url).await.unwrap()];
-        loop {
-            let thrown_out: i64 = sqlx::query_scalar(
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'reel'",
-            )
+        let count: i32 = sqlx::query_scalar("SELECT current_setting('max_connections')::integer")
             .fetch_one(&mut held[0])
             .await
             .unwrap();
+        while held.len() < usize::try_from(count).unwrap() {
+            sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'reel'")
+                .execute(&mut held[0])
+                .await
+                .unwrap();
             match PgConnection::connect(&url).await {
                 Ok(connection) => held.push(connection),
                 Err(error) => {
                     let code = error.as_database_error().and_then(|error| error.code().map(String::from));
                     assert_eq!(code.as_deref(), Some("53300"), "{error}");
-                    if thrown_out == 0 {
-                        return AllConnections { _held: held };
-                    }
                 }
             }
         }
+        AllConnections { _held: held }
     }
 
     fn children(&self) -> Vec<u32> {
