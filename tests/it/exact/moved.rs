@@ -19,7 +19,7 @@ use crate::harness::{
 
 const DAY_MS: i64 = 86_400_000;
 
-/// How many of [`answers`] look for facets first.
+/// How many of [`answers`] look for facets first. As many questions must be answered at once.
 const WAITING: i64 = 6;
 
 /// What sessions of two days say: on each there are three with 10 clicks, and one without.
@@ -83,7 +83,7 @@ async fn answers(reel: &Reel) -> Answers {
 /// A service that can answer all of [`answers`] at once, with the sessions of two days, all in the index.
 async fn recorded() -> (Reel, TestDatabase, Vec<String>) {
     let database = TestDatabase::new(Backend::Postgres).await;
-    let store = Store::open(&database.url.parse().unwrap(), 20).await.unwrap();
+    let store = Store::open(&database.url.parse().unwrap(), 48).await.unwrap();
     let reel = Reel::start_with(store, service_args(&[])).await;
     reel.wait_until_serving().await;
     let mut ids = Vec::new();
