@@ -72,7 +72,7 @@ impl Store {
     pub async fn retention_apply(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<RetentionReport> {
         let lease = self.lease("retention", RETENTION_LOCK, now).await?;
         let Some(lease) = lease else { return Err(Error::RetentionRunning) };
-        let report = self.retention_apply_claimed(policy, now, &lease).await;
+        let report = Box::pin(self.retention_apply_claimed(policy, now, &lease)).await;
         lease.release().await;
         report
     }

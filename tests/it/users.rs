@@ -165,7 +165,8 @@ async fn an_erasure_that_fails_stops_no_other(backend: Backend) {
     assert!(erase("bob").await.is_err());
     // As if their process had died at once.
     for id in ["ada", "eve"] {
-        let key: String = Sha256::digest(id.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = Sha256::digest(id.as_bytes());
+        let key = digest.iter().fold(String::new(), |key, byte| format!("{key}{byte:02x}"));
         let times = "'2026-11-26T20:00:00.000000+00:00', 1";
         let columns = "user_digest, user_id, requested_at, session_total";
         database.execute(&format!("INSERT INTO erasures ({columns}) VALUES ('{key}', '{id}', {times})")).await;

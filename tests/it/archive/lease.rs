@@ -125,7 +125,7 @@ async fn what_is_in_use_is_not_removed_by_whoever_has_lost_the_lease(backend: Ba
     // Both write the segment anew: the first is taken for dead, and goes on when the second has finished.
     gate.close(Stop::AfterRead(0));
     let nothing = RetentionPolicy::default();
-    let (first, policy) = (reel.store.clone(), nothing.clone());
+    let (first, policy) = (reel.store.clone(), nothing);
     let first = tokio::spawn(async move { first.retention_apply(&policy, later()).await });
     gate.somebody_waits().await;
     end_lease(&database).await;

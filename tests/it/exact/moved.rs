@@ -125,7 +125,7 @@ async fn drop_day(database: &TestDatabase, id: &str) {
     );
     for table in ["actions", "session_facets"] {
         let partition = format!("{table}_{}", day_of(id));
-        sql += &format!("; ALTER TABLE {table} DETACH PARTITION {partition}; DROP TABLE {partition}");
+        sql = format!("{sql}; ALTER TABLE {table} DETACH PARTITION {partition}; DROP TABLE {partition}");
     }
     database.execute(&sql).await;
 }
@@ -146,7 +146,7 @@ async fn wait_for_all(database: &TestDatabase) {
 async fn answers_are_exact_while_rows_are_moved_out_of_the_default_partition() {
     let (reel, database, ids) = recorded().await;
     into_default(&database, &ids[0]).await;
-    assert_eq!(answers(&reel).await, of_days(2));
+    assert_eq!(Box::pin(answers(&reel)).await, of_days(2));
     let held = hold_up(&database).await;
     let moving = async {
         wait_for_all(&database).await;
@@ -198,7 +198,7 @@ async fn playback_misses_nothing_while_rows_are_moved() {
     let play = async {
         while moving.load(moved) {
             assert_eq!(reel.play_all(&ids[2]).await.len(), 10);
-            assert_eq!(answers(&reel).await, of_days(2));
+            assert_eq!(Box::pin(answers(&reel)).await, of_days(2));
         }
     };
     tokio::join!(move_rows, play);

@@ -37,9 +37,9 @@ async fn send(reel: &Reel, id: &str, actions: &[Action]) -> (i64, i64, i64, i64,
 fn some_are_strange() -> Vec<Action> {
     let mut actions = clicks(0..5);
     actions[1].data = format!(r#"{{"text": "{}"}}"#, "x".repeat(300));
-    actions[2].r#type = "error".to_owned();
-    actions[2].data = r#"{"a": [[["deep"]]]}"#.to_owned();
-    actions[3].data = "{secret".to_owned();
+    "error".clone_into(&mut actions[2].r#type);
+    r#"{"a": [[["deep"]]]}"#.clone_into(&mut actions[2].data);
+    "{secret".clone_into(&mut actions[3].data);
     actions
 }
 
