@@ -26,6 +26,9 @@ const IDLE_STEP: u64 = 500;
 /// How often retention is applied.
 const RETENTION_EVERY: Duration = Duration::from_mins(1);
 
+/// When it is tried again where somebody else was at it: a lease of SQLite outlives its process by some seconds.
+const RETENTION_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// How often erasures are gone on with, where there are any.
 const ERASURES_EVERY: Duration = Duration::from_secs(10);
 
@@ -59,8 +62,9 @@ pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Durat
         loop {
             ticks.tick().await;
             match store.unless_away(store.retention_apply(policy, store.now())).await {
-                // Another process is at it.
-                Ok(_) | Err(Error::RetentionRunning) => {}
+                Ok(_) => {}
+                // Another process is at it, or one that has died was.
+                Err(Error::RetentionRunning) => ticks.reset_after(RETENTION_AGAIN_AFTER),
                 Err(error) => tracing::warn!(%error, "retention not applied, trying again later"),
             }
         }
