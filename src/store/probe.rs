@@ -21,15 +21,12 @@ use crate::error::{Error, Result};
 /// As much as a merged transaction may need: room for less than that is a full disk.
 const PROBE_BYTES: usize = 1 << 20;
 
-/// How long the database may take to say that it is there. Asked every second, it is found away by the second look that fails,
-/// within 5 s.
-const ANSWER_WITHIN: Duration = Duration::from_millis(1_500);
+/// How long the database may take to say that it is there. It is found away within 5 s, by the third look at the latest: something
+/// may have been committed while the first that fails was under way.
+const ANSWER_WITHIN: Duration = Duration::from_millis(1_250);
 
 /// The same while it is away: then a look needs a new connection, which a server that comes back may take long to make.
 const ANSWER_WHILE_AWAY_WITHIN: Duration = Duration::from_secs(3);
-
-/// How many looks have to fail, one after the other, before the database is away.
-const LOOKS: u32 = 2;
 
 /// How long a write that is only to find out whether writes go through may take.
 const WRITE_WITHIN: Duration = Duration::from_secs(3);
@@ -54,10 +51,8 @@ pub(super) struct Signs(Mutex<Seen>);
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// How many looks have failed since one did not.
-    failed_looks: u32,
-    /// When the first of them began.
-    failing_since: Option<Instant>,
+    /// When the last look began, if it failed.
+    failed: Option<Instant>,
     /// When something was last committed.
     committed: Option<Instant>,
     /// Whether the last write that was only to find out did not go through.
@@ -78,16 +73,13 @@ impl Signs {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).writes_fail
     }
 
-    /// Notes how a look went, and gives whether the database is away.
+    /// Notes how a look went, and gives whether the database is away: whether this one failed, and the one before, and nothing
+    /// was committed since that began.
     fn note_look(&self, began: Instant, is_answered: bool) -> bool {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_answered {
-            (seen.failed_looks, seen.failing_since) = (0, None);
-            return false;
-        }
-        seen.failed_looks += 1;
-        let since = *seen.failing_since.get_or_insert(began);
-        seen.failed_looks >= LOOKS && seen.committed.is_none_or(|committed| committed < since)
+        let before = std::mem::replace(&mut seen.failed, (!is_answered).then_some(began));
+        let nothing_since = |moment: Instant| seen.committed.is_none_or(|committed| committed < moment);
+        !is_answered && before.is_some_and(nothing_since)
     }
 }
 
@@ -103,8 +95,8 @@ impl Store {
         self.writes_in_doubt.store(true, Ordering::Release);
     }
 
-    /// Whether the database answers, and takes what is written. It is away when two looks have failed and nothing was
-    /// committed since the first of them began.
+    /// Whether the database answers, and takes what is written. It is away when two looks have failed, one after the other, and
+    /// nothing was committed since the first of the two began.
     pub async fn probe(&self) -> Result<()> {
         let began = Instant::now();
         let within = if self.is_away() { ANSWER_WHILE_AWAY_WITHIN } else { ANSWER_WITHIN };
@@ -257,16 +249,22 @@ fn filling() -> String {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn the_database_is_away_when_two_looks_fail_and_nothing_was_committed_since() {
+    #[tokio::test(start_paused = true)]
+    async fn the_database_is_away_when_two_looks_fail_and_nothing_was_committed_meanwhile() {
         let signs = Signs::default();
-        let first = Instant::now();
-        assert!(!signs.note_look(first, false));
-        assert!(signs.note_look(Instant::now(), false));
+        let look = async |is_answered| {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            signs.note_look(Instant::now(), is_answered)
+        };
+        assert!(!look(false).await);
+        assert!(look(false).await);
         signs.note_commit();
-        assert!(!signs.note_look(Instant::now(), false));
-        assert!(!signs.note_look(Instant::now(), true));
-        assert!(!signs.note_look(Instant::now(), false));
-        assert!(signs.note_look(Instant::now(), false));
+        assert!(!look(false).await, "something was committed since the look before began");
+        // A commit speaks for its own time only, not for ever.
+        assert!(look(false).await);
+        assert!(look(false).await);
+        assert!(!look(true).await);
+        assert!(!look(false).await);
+        assert!(look(false).await);
     }
 }
