@@ -218,9 +218,13 @@ impl Store {
             let question = Question::begin(self, desk).await?;
             // Questions are large, and many of their callers are small.
             let answer = Box::pin(ask(&question)).await;
-            let is_good = !question.may_have_missed_rows(self, known_drops, &answer).await?;
+            let is_of_the_caller = answer.as_ref().is_err_and(|error| !matches!(error, Error::Internal));
+            let needs_looking = question.reads_partitions.load(Ordering::Relaxed) && !is_of_the_caller;
             question.end();
-            if is_good { answer } else { Err(Error::Contention) }
+            if self.is_postgres() && needs_looking && self.partitions_have_changed(known_drops).await? {
+                return Err(Error::Contention);
+            }
+            answer
         };
         let asking = async { timeout(desk.time_limit, asking).await.unwrap_or(Err(Error::StatementTimeout)) };
         self.unless_away(asking).await
@@ -233,10 +237,17 @@ impl Store {
         Ok(Apart { store: Self { read, ..self.clone() }, turn: Some(turn) })
     }
 
-    /// How many drops and moves there have been by now.
-    async fn partition_drops(&self) -> Result<i64, DbErr> {
+    /// Whether rows were dropped or moved since somebody has read this number of drops and moves. A partition that is dropped, or
+    /// that rows are moved out of or into, is so for a question too, although it sees everything else as it was: an answer that
+    /// was begun before may not be good, and an error may be of a table that is gone.
+    ///
+    /// Asked when the question has given its connection back: those that hold one and wait for another would wait for each
+    /// other. So nobody asks which number the question itself would have seen, and the first one after a drop is asked twice.
+    async fn partitions_have_changed(&self, known_drops: i64) -> Result<bool, DbErr> {
         let row = self.read.query_one_raw(Statement::from_string(self.backend, PARTITION_DROPS)).await?;
-        row.map_or(Ok(0), |row| row.try_get("", "count"))
+        let drops: i64 = row.map_or(Ok(0), |row| row.try_get("", "count"))?;
+        self.desk.drops.store(drops, Ordering::Release);
+        Ok(drops != known_drops)
     }
 
     /// Keeps the plans of all questions from now on, instead of those that were kept before, which it gives.
@@ -276,29 +287,6 @@ impl Question {
             }
             drop(turn);
         });
-    }
-
-    /// Whether rows were dropped or moved while this was answered. A partition that is dropped, or that rows are moved out of
-    /// or into, is so for a question too, although it sees everything else as it was: the answer is not good then.
-    ///
-    /// `known_drops` is a number that was read before the question began: if it is the same now, nothing has happened.
-    async fn may_have_missed_rows<T>(&self, store: &Store, known_drops: i64, answer: &Result<T>) -> Result<bool> {
-        let is_of_the_caller = answer.as_ref().is_err_and(|error| !matches!(error, Error::Internal));
-        if !self.is_postgres() || !self.reads_partitions.load(Ordering::Relaxed) || is_of_the_caller {
-            return Ok(false);
-        }
-        let drops = store.partition_drops().await?;
-        if drops == known_drops {
-            return Ok(false);
-        }
-        store.desk.drops.store(drops, Ordering::Release);
-        if answer.is_err() {
-            // It cannot be asked any more. The table that it stumbled over may be one that is gone.
-            return Ok(true);
-        }
-        let row = self.transaction()?.query_one_raw(Statement::from_string(self.backend, PARTITION_DROPS)).await?;
-        let seen: i64 = row.map_or(Ok(0), |row| row.try_get("", "count"))?;
-        Ok(seen != drops)
     }
 
     pub(super) fn backend(&self) -> DatabaseBackend {

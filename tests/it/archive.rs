@@ -1,6 +1,7 @@
 //! The archive: sessions whose actions are in segments are found, played, counted and erased as before, and nothing is lost on
 //! the way there, whatever dies and whatever fails.
 
+mod damage;
 mod erase;
 mod faults;
 mod gate;

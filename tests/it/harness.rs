@@ -63,6 +63,13 @@ pub fn service_args(arguments: &[&str]) -> ServiceArgs {
     Arguments::parse_from(["reel", "--retention", "0"].iter().chain(arguments)).service
 }
 
+/// Prints what services say of failures: a client is not told the cause. nextest shows it of tests that fail.
+fn log_failures() {
+    // Where a test starts several, the first call counts.
+    let lines = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_ansi(false);
+    let _ = lines.with_writer(std::io::stderr).try_init();
+}
+
 /// A running service.
 pub struct Reel {
     pub address: SocketAddr,
@@ -96,6 +103,7 @@ impl Reel {
 
     /// The same with a handle on the database of the test's own.
     pub async fn start_with(store: Store, args: ServiceArgs) -> Self {
+        log_failures();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (shut_down, shutdown) = oneshot::channel();

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use chrono::NaiveDate;
-use sea_orm::{FromQueryResult, Statement};
+use sea_orm::{ConnectionTrait as _, DatabaseTransaction, FromQueryResult, Statement};
 use uuid::Uuid;
 
 use super::{Sealing, Store, ToArchive, files::plan};
@@ -62,9 +62,7 @@ impl Store {
     async fn segment_plan(&self, day: NaiveDate, path: &str, lease: &Lease) -> Result<i64, Failure> {
         let tx = self.begin().await?;
         lease.check_in_txn(&tx).await?;
-        let sql = "INSERT INTO segments (day) VALUES ($1) RETURNING id";
-        let row = NewSegment::find_by_statement(Statement::from_sql_and_values(self.backend, sql, [day.into()]));
-        let segment = row.one(&tx).await?.ok_or(Error::Internal)?.id;
+        let segment = segment_new(&tx, day).await?;
         plan(&tx, path, segment, lease.now()).await?;
         tx.commit().await?;
         Ok(segment)
@@ -147,6 +145,14 @@ impl Store {
         tracing::error!(path = file.path, "a segment is not what was written");
         Err(Error::SegmentDamaged)
     }
+}
+
+/// Makes a segment, which has no file yet.
+pub(super) async fn segment_new(tx: &DatabaseTransaction, day: NaiveDate) -> Result<i64, Failure> {
+    let sql = "INSERT INTO segments (day) VALUES ($1) RETURNING id";
+    let row =
+        NewSegment::find_by_statement(Statement::from_sql_and_values(tx.get_database_backend(), sql, [day.into()]));
+    Ok(row.one(tx).await?.ok_or(Error::Internal)?.id)
 }
 
 /// A key that no other file has ever had.

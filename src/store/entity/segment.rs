@@ -11,7 +11,8 @@ pub struct Model {
     pub id: i64,
     /// The day on which its sessions started.
     pub day: Date,
-    /// The file that is read. None before it is written and verified, and after no session is in it any more.
+    /// The file that is read. None before it is written and verified, and for good where what sessions had in a damaged file was
+    /// given up.
     pub path: Option<String>,
     /// Bytes of the file.
     pub bytes: i64,
@@ -21,6 +22,8 @@ pub struct Model {
     pub digest: Option<String>,
     /// How often something in the file has ceased to belong to a session since it was written.
     pub stale: i64,
+    /// When the file was first found damaged, as it was to be written anew.
+    pub damaged_at: Option<DateTimeUtc>,
 }
 
 /// None are needed: queries name what they join.

@@ -29,6 +29,8 @@ const ALL_TABLES: &[&str] = &[
     "actions",
     "session_facets",
     "partition_drops",
+    "index_definitions",
+    "schema_compatibility",
     "seaql_migrations",
 ];
 

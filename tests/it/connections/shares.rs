@@ -1,6 +1,7 @@
 //! How connections are shared out: a server that has few to give is enough, and nobody waits for what others ask.
 
 use reel::{
+    model::SessionId,
     proto::{
         ActionMatch, GetStorageStatsRequest, ListSessionsRequest, PreviewRetentionRequest, SessionFilter, SessionStart,
         action_match::TargetMatch, retention_service_client::RetentionServiceClient,
@@ -144,4 +145,23 @@ async fn a_session_is_described_while_all_questions_wait() {
     asking.shutdown().await;
     lock.rollback().await.unwrap();
     reel.stop().await;
+}
+
+/// Questions about one session go by the connections for reading. With one of these, nobody may hold it and wait for another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_is_described_by_one_connection() {
+    let (reel, database) = Reel::start(Backend::Postgres).await;
+    let session = reel.start_session().await;
+    reel.append(&session, "", 1, clicks(0..3)).await.unwrap();
+    reel.stop().await;
+    // It is described by its actions, which are in partitions.
+    database.execute("UPDATE tracks SET dirty = true").await;
+    let store = Store::open(&database.url.parse().unwrap(), 9).await.unwrap();
+    // One of the two connections for reading listens.
+    let listener = store.changes_listen().await.unwrap();
+    let id: SessionId = session.parse().unwrap();
+    let found = store.session_describe(id).await.unwrap();
+    assert_eq!(found.summary.action_count, 3);
+    drop(listener);
+    store.close().await;
 }
