@@ -18,7 +18,7 @@ use tokio::{
     time::Instant,
 };
 
-use self::connect::{Outage, Shares};
+use self::connect::{Common, Shares};
 use crate::{archive::Archive, config::DatabaseUrl, error::Result, model::SessionId};
 
 #[macro_use]
@@ -28,6 +28,7 @@ mod action;
 mod analytics;
 mod append;
 mod archive;
+mod budget;
 
 mod changes;
 mod claim;
@@ -61,16 +62,6 @@ pub use partition::PARTITION_DAYS_AHEAD;
 pub use prepare::Unfit;
 pub use question::QueryPlan;
 
-/// So many connections, or fewer where the server has no more left.
-async fn affordable(url: &DatabaseUrl, connections: u32) -> u32 {
-    let Some(left) = connect::slots_left_at_start(url).await else { return connections };
-    if left < connections {
-        let fewest = Shares::FEWEST;
-        tracing::warn!(left, connections, fewest, "the server has fewer connections left than are asked for");
-    }
-    left.min(connections)
-}
-
 /// A handle on the database. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -101,8 +92,8 @@ pub struct Store {
     signs: Arc<probe::Signs>,
     /// False while the database is away.
     answers: watch::Sender<bool>,
-    /// When it has last not answered.
-    outage: Outage,
+    /// When it has last not answered, and what else is known of its connections.
+    common: Common,
     /// Sessions that something was stored of since that was last looked at: an end by the idle timeout is taken back.
     heard_of: Arc<Mutex<HashSet<SessionId>>>,
     /// Whether anything was erased behind which has not been cleared up: facets that no session has, texts in SQLite's log.
@@ -113,6 +104,8 @@ pub struct Store {
     erasures_wake: Arc<Notify>,
     /// When SQLite's file was last written anew, and how long that took.
     file_rewritten: Arc<tokio::sync::Mutex<Option<(Instant, Duration)>>>,
+    /// How many connections to PostgreSQL there may be.
+    budget: Arc<budget::Budget>,
 }
 
 impl Store {
@@ -120,21 +113,25 @@ impl Store {
     /// start before its database. A PostgreSQL that is there is asked how many connections it has left.
     pub async fn open(url: &DatabaseUrl, connections: u32) -> Result<Self, Unfit> {
         url.check_files().map_err(|(name, error)| Unfit::File { name, error })?;
-        let outage = Outage::default();
-        let connections = if url.is_sqlite() { connections } else { affordable(url, connections).await };
-        let shares = Shares::of(connections);
+        let common = Common::default();
+        let left = if url.is_sqlite() { None } else { budget::slots_left_at_start(url).await };
+        if let Some(left) = left.filter(|left| *left < connections) {
+            let fewest = Shares::FEWEST;
+            tracing::warn!(left, connections, fewest, "the server has fewer connections left than are asked for");
+        }
+        let shares = Shares::of(left.map_or(connections, |left| left.min(connections)));
         let (write, read, probe, copy) = if url.is_sqlite() {
             let readers = (connections - connections / 3).max(1);
             let open = |connections, read_only| connect::sqlite(url, connections, read_only, None);
             (open(1, false).await?, open(readers, true).await?, open(1, true).await?, None)
         } else {
-            let open = |connections| connect::postgres(url, connections, &outage);
-            let copy = connect::copy(url, shares.copy, &outage)?;
+            let open = |connections| connect::postgres(url, connections, &common);
+            let copy = connect::copy(url, shares.copy, &common)?;
             // A look may still be under way, on a connection that has broken, when the next one begins.
             (open(shares.write)?, open(shares.read)?, open(2)?, Some(copy))
         };
         let questions = if url.is_sqlite() { (connections / 3).max(2) } else { shares.questions };
-        let desk = question::Desk::new(connect::counters(url, questions, &outage).await?, connect::STATEMENT_TIMEOUT);
+        let desk = question::Desk::new(connect::counters(url, questions, &common).await?, connect::STATEMENT_TIMEOUT);
         let lookups = desk.beside(connect::lookups(url, &read).await?);
         let backend = write.get_database_backend();
         let answers = watch::Sender::new(true);
@@ -156,12 +153,13 @@ impl Store {
             clock: clock::Clock::default(),
             signs: Arc::default(),
             answers,
-            outage,
+            common,
             heard_of: Arc::default(),
             has_erased,
             erased: broadcast::Sender::new(changes::ERASURES_AT_HAND),
             erasures_wake: Arc::default(),
             file_rewritten: Arc::default(),
+            budget: Arc::new(budget::Budget::new(shares)),
         })
     }
 
@@ -199,18 +197,15 @@ impl Store {
     /// The same of those by which requests are answered. Gives how many were closed.
     async fn make_room(&self) -> u32 {
         let mut closed = 0;
-        let counters = self.desk.connection();
-        for connection in [&self.write, &self.read].into_iter().chain(&counters) {
-            closed += connect::close_idle(connection.get_postgres_connection_pool()).await;
-        }
-        if let Some(copy) = &self.copy {
-            closed += connect::close_idle(&copy.pool).await;
+        for pool in self.pools() {
+            closed += connect::close_idle(&pool).await;
         }
         closed
     }
 
     /// Closes all connections, when what runs on them has ended.
     pub async fn close(&self) {
+        self.budget.end().await;
         for connection in [&self.write, &self.read, &self.probe] {
             if let Err(error) = connection.clone().close().await {
                 tracing::warn!(%error, "a connection pool did not close");

@@ -18,7 +18,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use sea_orm::{DbErr, sqlx::PgPool};
+use sea_orm::DbErr;
 use uuid::Uuid;
 
 pub use self::{compare::ArchivedDigests, known::KnownSessions};
@@ -28,6 +28,7 @@ use self::{
 };
 use super::{
     Store,
+    connect::CopyPool,
     failure::{Attempts, Cause, Failure, is_lock_timeout},
     session::{absent, existing},
     track::tracks_of,
@@ -87,8 +88,8 @@ pub enum Appended {
 }
 
 /// Goes the way of a write on PostgreSQL within this time, and runs these statements on it.
-pub(super) async fn rehearse(pool: &PgPool, statements: String, within: Duration) -> std::result::Result<(), DbErr> {
-    copy::rehearse(pool, statements, within).await
+pub(super) async fn rehearse(copy: &CopyPool, statements: String, within: Duration) -> std::result::Result<(), DbErr> {
+    copy::rehearse(copy, statements, within).await
 }
 
 impl Store {
@@ -397,7 +398,7 @@ impl Failure {
 impl Store {
     async fn append(&self, plan: &Plan<'_>, now: DateTime<Utc>) -> Result<(), AppendError> {
         if let Some(copy) = &self.copy {
-            return copy::append(&copy.pool, plan, now).await;
+            return copy::append(copy, plan, now).await;
         }
         let tx = self.begin().await?;
         sqlite::append_in_txn(&tx, plan, now).await?;

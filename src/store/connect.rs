@@ -13,14 +13,18 @@ use sea_orm::{
     AccessMode, ConnectOptions, Database, DatabaseConnection, DbErr, IsolationLevel, RuntimeErr, SqlxPostgresConnector,
     TransactionOptions,
     sqlx::{
-        self, ConnectOptions as _, Connection as _, PgConnection, PgPool,
+        self, ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres,
+        pool::PoolConnection,
         postgres::{PgConnectOptions, PgPoolOptions},
         sqlite::{SqliteAutoVacuum, SqliteJournalMode, SqliteSynchronous},
     },
 };
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, timeout},
+};
 
-use super::{question::Counter, relay::Relay, settings::Settings};
+use super::{budget::Backends, question::Counter, relay::Relay, settings::Settings};
 use crate::config::DatabaseUrl;
 
 /// How long a request waits for a connection before it is told that the database is unavailable.
@@ -62,17 +66,24 @@ impl Outage {
     }
 }
 
+/// What all connections to PostgreSQL of a process have in common.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Common {
+    pub(super) outage: Outage,
+    pub(super) backends: Backends,
+}
+
 /// Connections to PostgreSQL, made when they are needed.
-pub(super) fn postgres(url: &DatabaseUrl, connections: u32, outage: &Outage) -> Result<DatabaseConnection, DbErr> {
-    let pool = postgres_pool(connections, outage, Settings::of_rows()).connect_lazy_with(postgres_options(url)?);
+pub(super) fn postgres(url: &DatabaseUrl, connections: u32, common: &Common) -> Result<DatabaseConnection, DbErr> {
+    let pool = postgres_pool(connections, common, Settings::of_rows()).connect_lazy_with(postgres_options(url)?);
     Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
 }
 
 /// Where questions are asked, so many at once.
-pub(super) async fn counters(url: &DatabaseUrl, count: u32, outage: &Outage) -> Result<Vec<Counter>, DbErr> {
+pub(super) async fn counters(url: &DatabaseUrl, count: u32, common: &Common) -> Result<Vec<Counter>, DbErr> {
     let mut counters = Vec::new();
     if !url.is_sqlite() {
-        let pool = postgres_pool(count, outage, Settings::of_questions()).connect_lazy_with(postgres_options(url)?);
+        let pool = postgres_pool(count, common, Settings::of_questions()).connect_lazy_with(postgres_options(url)?);
         for _ in 0..count {
             let connection = SqlxPostgresConnector::from_sqlx_postgres_pool(pool.clone());
             counters.push(Counter { connection, begin: None, is_given_up: Arc::default() });
@@ -93,7 +104,7 @@ const LOOKUPS: u32 = 2;
 /// Where questions about one session are asked: on PostgreSQL by the connections for reading, which are quickly free.
 pub(super) async fn lookups(url: &DatabaseUrl, read: &DatabaseConnection) -> Result<Vec<Counter>, DbErr> {
     if url.is_sqlite() {
-        return counters(url, LOOKUPS, &Outage::default()).await;
+        return counters(url, LOOKUPS, &Common::default()).await;
     }
     let begin = TransactionOptions {
         isolation_level: Some(IsolationLevel::RepeatableRead),
@@ -110,6 +121,7 @@ pub(super) struct Shares {
     pub(super) write: u32,
     pub(super) read: u32,
     pub(super) questions: u32,
+    /// No more are made than there are writers, who are two by default.
     pub(super) copy: u32,
 }
 
@@ -128,34 +140,11 @@ impl Shares {
         let read = connections - 1 - copy - questions - write;
         Self { write, read, questions, copy: if is_scarce { copy } else { MAX_WRITERS } }
     }
-}
 
-/// How many connections the server has left for us: it, the role and the database may each have a limit. What is kept for
-/// superusers is not for us.
-const SLOTS_LEFT: &str = "SELECT least( \
-         current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint \
-             - coalesce(current_setting('reserved_connections', true)::bigint, 0) \
-             - (SELECT sum(numbackends) FROM pg_stat_database), \
-         (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database()) \
-             - (SELECT numbackends FROM pg_stat_database WHERE datname = current_database()), \
-         (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user) \
-             - (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user))::bigint";
-
-/// How many connections the server has left beside those that are made.
-pub(super) async fn slots_left(pool: &PgPool) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar(SLOTS_LEFT).fetch_one(pool).await
-}
-
-/// The same before there are pools. None if the server cannot be asked now.
-pub(super) async fn slots_left_at_start(url: &DatabaseUrl) -> Option<u32> {
-    let asking = async {
-        let mut connection = PgConnection::connect_with(&postgres_options(url).ok()?).await.ok()?;
-        let left: i64 = sqlx::query_scalar(SLOTS_LEFT).fetch_one(&mut connection).await.ok()?;
-        drop(connection.close().await);
-        // This one is left again.
-        Some(u32::try_from(left.max(-1) + 1).unwrap_or(u32::MAX))
-    };
-    timeout(FIND_OUT_WITHIN, asking).await.ok().flatten()
+    /// How many connections these are in all, with the one that looks whether the database is there.
+    pub(super) fn total(self) -> u32 {
+        1 + self.write + self.read + self.questions + self.copy.min(2)
+    }
 }
 
 /// SQLite looks whether anybody still waits for the answer after so many instructions of its machine: about every
@@ -166,15 +155,29 @@ const LOOK_EVERY: i32 = 10_000;
 #[derive(Clone, Debug)]
 pub(super) struct CopyPool {
     pub(super) pool: PgPool,
+    /// As many as may be used at once.
+    pub(super) permits: Arc<Semaphore>,
     /// None where the server has a Unix socket itself, or we can have none.
     _relay: Option<Arc<Relay>>,
+}
+
+impl CopyPool {
+    /// A connection, and what says that it is in use.
+    pub(super) async fn acquire(&self) -> Result<(SemaphorePermit<'_>, PoolConnection<Postgres>), DbErr> {
+        let timed_out = |_| sqlx::Error::PoolTimedOut;
+        let acquiring = async {
+            let permit = timeout(ACQUIRE_TIMEOUT, self.permits.acquire()).await.map_err(timed_out)?;
+            Ok((permit.map_err(|_| sqlx::Error::PoolClosed)?, self.pool.acquire().await?))
+        };
+        acquiring.await.map_err(|error: sqlx::Error| DbErr::Conn(RuntimeErr::SqlxError(error.into())))
+    }
 }
 
 /// How many writers there may be. Each has a connection while it writes, and no more are made than are used.
 const MAX_WRITERS: u32 = 64;
 
 /// Connections for COPY, made when they are needed.
-pub(super) fn copy(url: &DatabaseUrl, connections: u32, outage: &Outage) -> Result<CopyPool, DbErr> {
+pub(super) fn copy(url: &DatabaseUrl, connections: u32, common: &Common) -> Result<CopyPool, DbErr> {
     let mut options = postgres_options(url)?;
     let mut relay = None;
     if options.get_socket().is_none() && !options.get_host().starts_with('/') {
@@ -188,11 +191,12 @@ pub(super) fn copy(url: &DatabaseUrl, connections: u32, outage: &Outage) -> Resu
             }
         }
     }
-    let pool = postgres_pool(connections, outage, Settings::of_rows()).connect_lazy_with(options);
-    Ok(CopyPool { pool, _relay: relay })
+    let pool = postgres_pool(connections, common, Settings::of_rows()).connect_lazy_with(options);
+    let permits = Arc::new(Semaphore::new(usize::try_from(connections).unwrap_or(usize::MAX)));
+    Ok(CopyPool { pool, permits, _relay: relay })
 }
 
-fn postgres_options(url: &DatabaseUrl) -> Result<PgConnectOptions, DbErr> {
+pub(super) fn postgres_options(url: &DatabaseUrl) -> Result<PgConnectOptions, DbErr> {
     let options =
         PgConnectOptions::from_str(url.expose()).map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())))?;
     Ok(options
@@ -205,8 +209,8 @@ fn postgres_options(url: &DatabaseUrl) -> Result<PgConnectOptions, DbErr> {
 
 /// The pool looks after nothing by itself. What it would do about old connections may, in the sqlx that there is now, count for
 /// ever instead: it burns a core, and the process does not end (launchbadge/sqlx#3645). See [`close_idle`].
-fn postgres_pool(connections: u32, outage: &Outage, settings: Settings) -> PgPoolOptions {
-    let outage = outage.clone();
+fn postgres_pool(connections: u32, common: &Common, settings: Settings) -> PgPoolOptions {
+    let Common { outage, backends } = common.clone();
     let settings = Arc::new(settings);
     PgPoolOptions::new()
         .max_connections(connections)
@@ -215,8 +219,11 @@ fn postgres_pool(connections: u32, outage: &Outage, settings: Settings) -> PgPoo
         .idle_timeout(None)
         .test_before_acquire(false)
         .after_connect(move |connection, _| {
-            let settings = Arc::clone(&settings);
-            Box::pin(async move { settings.apply(connection).await })
+            let (settings, backends) = (Arc::clone(&settings), backends.clone());
+            Box::pin(async move {
+                settings.apply(connection).await?;
+                backends.note(connection).await
+            })
         })
         .before_acquire(move |connection, meta| {
             let is_suspect = outage.has_seen(meta.age);
@@ -237,8 +244,8 @@ fn postgres_pool(connections: u32, outage: &Outage, settings: Settings) -> PgPoo
         })
 }
 
-/// How long it may take to find out why there is no connection.
-const FIND_OUT_WITHIN: Duration = Duration::from_secs(3);
+/// How long it may take to find out why there is no connection, or how many there may be.
+pub(super) const FIND_OUT_WITHIN: Duration = Duration::from_secs(3);
 
 /// Why a connection of this pool cannot be made, if it cannot. The pool itself says only that there was none in time.
 pub(super) async fn why_not(pool: &PgPool) -> Option<sqlx::Error> {
@@ -339,8 +346,7 @@ mod tests {
     fn all_shares_together_are_no_more_than_there_are_and_everything_has_one() {
         for connections in Shares::FEWEST..=200 {
             let shares = Shares::of(connections);
-            let copy = shares.copy.min(2);
-            assert_eq!(1 + copy + shares.questions + shares.write + shares.read, connections);
+            assert_eq!(shares.total(), connections);
             // One of the readers listens.
             assert!(shares.questions >= 1 && shares.write >= 4 && shares.read >= 2, "{connections}: {shares:?}");
         }

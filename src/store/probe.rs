@@ -9,13 +9,10 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait as _, DbErr, FromQueryResult, Statement};
+use sea_orm::{ConnectionTrait as _, DbErr, FromQueryResult, Statement, sqlx};
 use tokio::time::{Instant, timeout};
 
-use super::{
-    Store, append,
-    connect::{self, STATEMENT_TIMEOUT},
-};
+use super::{Store, append, budget::Slots, connect::STATEMENT_TIMEOUT};
 use crate::error::{Error, Result};
 
 /// As much as a merged transaction may need: room for less than that is a full disk.
@@ -34,10 +31,11 @@ const WRITE_WITHIN: Duration = Duration::from_secs(3);
 /// How long a question may take: longer than the database lets a statement run.
 const ASK_TIMEOUT: Duration = STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(5));
 
-#[derive(FromQueryResult)]
-struct State {
-    read_only: bool,
-    clock: DateTime<Utc>,
+/// What one look has seen.
+struct Look {
+    is_writable: bool,
+    /// None where nobody could say, and on SQLite.
+    slots: Option<Slots>,
 }
 
 #[derive(FromQueryResult)]
@@ -100,11 +98,11 @@ impl Store {
     pub async fn probe(&self) -> Result<()> {
         let began = Instant::now();
         let within = if self.is_away() { ANSWER_WHILE_AWAY_WITHIN } else { ANSWER_WITHIN };
-        let asked = timeout(within, self.is_writable()).await;
+        let asked = timeout(within, self.look()).await;
         let answer = asked.unwrap_or(Err(Error::DatabaseUnavailable));
         let (was_away, is_away) = (self.is_away(), self.signs.note_look(began, answer.is_ok()));
         if is_away {
-            self.outage.begin_now();
+            self.common.outage.begin_now();
         }
         self.answers.send_if_modified(|answers| std::mem::replace(answers, !is_away) == is_away);
         if is_away && !was_away {
@@ -113,15 +111,19 @@ impl Store {
             tokio::spawn(async move { store.log_why_away().await });
         }
         match answer {
-            Ok(true) => self.make_room_where_none_is_left().await,
+            Ok(Look { is_writable: true, slots }) => {
+                if let Some(slots) = slots {
+                    self.budget_look(slots).await;
+                }
+            }
             // As it was: of writes it says nothing.
             Err(_) if !is_away && !self.signs.writes_fail() => return Ok(()),
-            Ok(false) | Err(_) => return Err(Error::DatabaseUnavailable),
+            Ok(_) | Err(_) => return Err(Error::DatabaseUnavailable),
         }
         if self.writes_in_doubt.load(Ordering::Acquire) {
             let written = if let Some(copy) = &self.copy {
                 // The way that what is recorded goes: other connections may be of better times.
-                append::rehearse(&copy.pool, filling(), WRITE_WITHIN).await.map_err(Error::from)
+                append::rehearse(copy, filling(), WRITE_WITHIN).await.map_err(Error::from)
             } else {
                 timeout(WRITE_WITHIN, self.write_to_sqlite()).await.unwrap_or(Err(Error::DatabaseUnavailable))
             };
@@ -130,23 +132,6 @@ impl Store {
             self.writes_in_doubt.store(false, Ordering::Release);
         }
         Ok(())
-    }
-
-    /// Gives connections back that nobody uses while the server has none left: another pool may want one now, and goes on trying for
-    /// longer than the next look takes to come.
-    async fn make_room_where_none_is_left(&self) {
-        if !self.is_postgres() {
-            return;
-        }
-        let left = timeout(ANSWER_WITHIN, connect::slots_left(self.probe.get_postgres_connection_pool())).await;
-        if !matches!(left, Ok(Ok(..=0))) {
-            return;
-        }
-        // Not the one that looks: it would have to be made again for the next look.
-        let closed = self.make_room().await;
-        if closed > 0 {
-            tracing::warn!(closed, "the server has no connections left: those that were idle are closed");
-        }
     }
 
     /// Says in the log why no connection to the database can be made, if none can.
@@ -196,18 +181,20 @@ impl Store {
         }
     }
 
-    /// A standby, or a server whose operator has made it read-only, answers and is of no use. Says what time it is, too.
-    async fn is_writable(&self) -> Result<bool> {
+    /// A standby, or a server whose operator has made it read-only, answers and is of no use. Says what time it is, too. By one
+    /// connection: where the server has no more left, a second one would not come.
+    async fn look(&self) -> Result<Look> {
         if !self.is_postgres() {
-            return Ok(self.probe.ping().await.map(|()| true)?);
+            self.probe.ping().await?;
+            return Ok(Look { is_writable: true, slots: None });
         }
-        let sql = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean AS read_only, \
-                       clock_timestamp() AS clock";
+        let mut connection = self.probe.get_postgres_connection_pool().acquire().await?;
+        let sql = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean, clock_timestamp()";
         let asked = std::time::Instant::now();
-        let state = State::find_by_statement(Statement::from_string(self.backend, sql)).one(&self.probe).await?;
-        let Some(state) = state else { return Ok(false) };
-        self.clock.set(state.clock, asked);
-        Ok(!state.read_only)
+        let (is_read_only, clock): (bool, DateTime<Utc>) = sqlx::query_as(sql).fetch_one(&mut *connection).await?;
+        self.clock.set(clock, asked);
+        let slots = self.common.backends.count(&mut connection).await.ok();
+        Ok(Look { is_writable: !is_read_only, slots })
     }
 
     /// A file beside the database, since what is taken back in the same transaction never reaches the disk, and a commit

@@ -124,6 +124,11 @@ impl Desk {
         Ok(Turn { counter, counters: Arc::clone(&self.counters), _permit: permit })
     }
 
+    /// As many as may be asked at once.
+    pub(super) fn permits(&self) -> &Semaphore {
+        &self.permits
+    }
+
     /// Where to look for what is archived.
     pub(super) fn keep_archive(&mut self, archive: Option<Archive>) {
         self.archive = archive;

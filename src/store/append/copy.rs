@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sea_orm::{
     DbErr, RuntimeErr,
-    sqlx::{self, AssertSqlSafe, Executor as _, PgConnection, PgPool, Postgres, pool::PoolConnection},
+    sqlx::{self, AssertSqlSafe, Executor as _, PgConnection, Postgres, pool::PoolConnection},
 };
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     model::{Action, SessionId},
-    store::failure::Cause,
+    store::{connect::CopyPool, failure::Cause},
 };
 
 /// How long the database may take for a whole transaction before the connection is given up: a hundred times what it takes
@@ -66,9 +66,9 @@ const COPY_ACTIONS: &str =
 const CHUNK_BYTES: usize = 128 << 10;
 
 /// Writes a plan in one transaction.
-pub(super) async fn append(pool: &PgPool, plan: &Plan<'_>, now: DateTime<Utc>) -> Result<(), AppendError> {
+pub(super) async fn append(copy: &CopyPool, plan: &Plan<'_>, now: DateTime<Utc>) -> Result<(), AppendError> {
     let rows = encode(plan);
-    let mut connection = pool.acquire().await.map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())))?;
+    let (_permit, mut connection) = copy.acquire().await?;
     let mut is_committing = false;
     let transaction = write(&mut connection, plan, &rows, now, &mut is_committing);
     let error = match timeout(WRITE_TIMEOUT, transaction).await {
@@ -97,8 +97,8 @@ pub(super) async fn append(pool: &PgPool, plan: &Plan<'_>, now: DateTime<Utc>) -
 
 /// Goes the way of a write, with everything that one needs but something to store, and runs these statements in the same
 /// transaction.
-pub(super) async fn rehearse(pool: &PgPool, statements: String, within: Duration) -> Result<(), DbErr> {
-    let mut connection = pool.acquire().await.map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())))?;
+pub(super) async fn rehearse(pool: &CopyPool, statements: String, within: Duration) -> Result<(), DbErr> {
+    let (_permit, mut connection) = pool.acquire().await?;
     let nothing = Plan::default();
     let written = async {
         connection.execute(sqlx::raw_sql(BEGIN)).await?;

@@ -87,6 +87,48 @@ async fn idle_connections_are_given_back_when_the_server_has_none_left() {
     reel.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_makes_do_with_fewer_connections_where_others_have_taken_them() {
+    let mut postgres = Postgres::start().await;
+    postgres.set_and_restart("superuser_reserved_connections", "0").await;
+    postgres.set_and_restart("max_connections", "30").await;
+    let database = postgres.database("reel").await;
+    let store = Store::open(&database.url.parse().unwrap(), 20).await.unwrap();
+    let reel = Reel::start_with(store, service_args(&[])).await;
+    reel.wait_until_serving().await;
+    let mut taken = Vec::new();
+    eventually("others have twenty connections", async || {
+        // Refused where it has more now than will be left to it.
+        taken.extend(PgConnection::connect(&database.url).await.ok());
+        taken.len() == 20
+    })
+    .await;
+    eventually("nobody waits for a connection that cannot be had", async || reel.store.connections_wanted() <= 10)
+        .await;
+    for _ in 0..3 {
+        serves(&reel, 20).await;
+    }
+    reel.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_was_there_before_its_server_takes_no_more_than_that_has() {
+    let mut postgres = Postgres::start().await;
+    postgres.set_and_restart("superuser_reserved_connections", "0").await;
+    postgres.set_and_restart("max_connections", "10").await;
+    let database = postgres.database("reel").await;
+    postgres.kill();
+    let store = Store::open(&database.url.parse().unwrap(), 20).await.unwrap();
+    let reel = Reel::start_with(store, service_args(&[])).await;
+    postgres.start_again().await;
+    reel.wait_until_serving().await;
+    eventually("no more are wanted than there are", async || reel.store.connections_wanted() <= 10).await;
+    for _ in 0..3 {
+        serves(&reel, 20).await;
+    }
+    reel.stop().await;
+}
+
 /// Waits until so many of the service's connections wait for a lock.
 async fn wait_for_lock(database: &TestDatabase, connections: i64) {
     let sql = "SELECT count(*) FROM pg_stat_activity \
