@@ -9,7 +9,7 @@ use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
-use crate::model::SessionId;
+use crate::model::{Doubt, SessionId};
 
 /// The `domain` of every `google.rpc.ErrorInfo` of this service.
 pub const DOMAIN: &str = "reel";
@@ -56,6 +56,9 @@ pub enum Error {
     /// Retention is being applied already.
     #[error("retention is being applied by another process, or another request")]
     RetentionRunning,
+    /// Retention has stopped, and goes on when somebody says so.
+    #[error("{0}: nothing is forgotten until `reel retention --confirm` says that this is right")]
+    RetentionUnconfirmed(Doubt),
     /// The storage of archived sessions does not answer, or refuses.
     #[error("the archive is unavailable")]
     ArchiveUnavailable,
@@ -182,6 +185,7 @@ impl Error {
             Self::SessionErased => (Code::FailedPrecondition, "SESSION_ERASED", None),
             Self::OlderThanRetention { .. } => (Code::FailedPrecondition, "OLDER_THAN_RETENTION", None),
             Self::RetentionRunning => (Code::Unavailable, "RETENTION_RUNNING", second),
+            Self::RetentionUnconfirmed(_) => (Code::FailedPrecondition, "RETENTION_UNCONFIRMED", None),
             Self::ArchiveUnavailable => (Code::Unavailable, "ARCHIVE_UNAVAILABLE", second),
             Self::ArchiveNotConfigured => (Code::FailedPrecondition, "ARCHIVE_NOT_CONFIGURED", None),
             Self::SegmentMissing => (Code::DataLoss, "SEGMENT_MISSING", None),

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::{
     changes::Changes,
@@ -28,6 +28,12 @@ const RETENTION_EVERY: Duration = Duration::from_mins(1);
 
 /// When it is tried again where somebody else was at it: a lease of SQLite outlives its process by some seconds.
 const RETENTION_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// How often it is said that it has stopped.
+const DOUBT_SAID_EVERY: Duration = Duration::from_hours(1);
+
+/// How often the policy is told to other processes. It counts for a day.
+const ANNOUNCED_EVERY: Duration = Duration::from_hours(1);
 
 /// How often erasures are gone on with, where there are any.
 const ERASURES_EVERY: Duration = Duration::from_secs(10);
@@ -56,16 +62,13 @@ pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Durat
             }
         }
     };
-    let retention = async {
-        let mut ticks = interval(RETENTION_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let announcement = async {
+        let mut ticks = interval(ANNOUNCED_EVERY);
         loop {
             ticks.tick().await;
-            match store.unless_away(store.retention_apply(policy, store.now())).await {
-                Ok(_) => {}
-                // Another process is at it, or one that has died was.
-                Err(Error::RetentionRunning) => ticks.reset_after(RETENTION_AGAIN_AFTER),
-                Err(error) => tracing::warn!(%error, "retention not applied, trying again later"),
+            if let Err(error) = store.unless_away(store.retention_announce(policy)).await {
+                tracing::warn!(%error, "the retention is not announced, trying again later");
+                ticks.reset_after(RETENTION_EVERY);
             }
         }
     };
@@ -92,7 +95,37 @@ pub async fn maintain(store: &Store, changes: &Arc<Changes>, idle_timeout: Durat
             store.connections_close_idle().await;
         }
     };
-    tokio::join!(partitions, idle, retention, erasures, connections);
+    tokio::join!(partitions, idle, announcement, forget(store, policy), erasures, connections);
+}
+
+/// Applies retention for ever. Where it stops because something is in doubt, that is said once, and then from time to time.
+async fn forget(store: &Store, policy: &RetentionPolicy) {
+    let mut ticks = interval(RETENTION_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut said: Option<Instant> = None;
+    loop {
+        ticks.tick().await;
+        match store.unless_away(store.retention_keep_up(policy, store.now())).await {
+            Ok(_) => {
+                if said.take().is_some() {
+                    tracing::info!("retention goes on");
+                }
+            }
+            Err(Error::RetentionUnconfirmed(doubt)) => {
+                if said.is_none_or(|at| at.elapsed() >= DOUBT_SAID_EVERY) {
+                    said = Some(Instant::now());
+                    tracing::warn!(
+                        %doubt,
+                        "retention has stopped: if the clock and the policy are right, run `reel retention --confirm` with \
+                         the arguments of this service"
+                    );
+                }
+            }
+            // Another process is at it, or one that has died was.
+            Err(Error::RetentionRunning) => ticks.reset_after(RETENTION_AGAIN_AFTER),
+            Err(error) => tracing::warn!(%error, "retention not applied, trying again later"),
+        }
+    }
 }
 
 /// Takes back the ends of idle sessions that go on, and ends those of which nothing has arrived for the timeout.

@@ -32,8 +32,8 @@ pub use filter::{
 pub use ingest_event::IngestEvent;
 pub use receipt::{Rejection, SessionReceipt, TrackReceipt};
 pub use retention::{
-    ArchivePolicy, ArchiveStats, ExpiredDay, ExpiryReason, RetentionPolicy, RetentionReport, StorageStats, StoredDay,
-    TableBytes,
+    ArchivePolicy, ArchiveStats, Doubt, ExpiredDay, ExpiryReason, RetentionPolicy, RetentionReport, StorageStats,
+    StoredDay, TableBytes,
 };
 pub use search::{ActionSearch, FoundAction, FoundSession, FoundSessions, SessionPlace, SessionSearch};
 pub use session::{

@@ -105,7 +105,7 @@ async fn serve(
     let serving = router.serve_with_incoming_shutdown(incoming, drain.clone().cancelled_owned());
 
     let background = async {
-        health.prepare().await?;
+        health.prepare(&retention).await?;
         tokio::select! {
             () = health.watch() => {}
             () = readers.keep_watch() => {}

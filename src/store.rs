@@ -98,6 +98,8 @@ pub struct Store {
     heard_of: Arc<Mutex<HashSet<SessionId>>>,
     /// Whether anything was erased behind which has not been cleared up: facets that no session has, texts in SQLite's log.
     has_erased: Arc<AtomicBool>,
+    /// Whether it may go on forgetting.
+    caution: Arc<retention::Caution>,
     /// Tells the writers of what was erased.
     erased: broadcast::Sender<changes::Erased>,
     /// Tells whoever finishes erasures that there is one.
@@ -156,6 +158,7 @@ impl Store {
             common,
             heard_of: Arc::default(),
             has_erased,
+            caution: Arc::default(),
             erased: broadcast::Sender::new(changes::ERASURES_AT_HAND),
             erasures_wake: Arc::default(),
             file_rewritten: Arc::default(),

@@ -5,7 +5,9 @@ use clap::Args;
 use super::{Failure, open_store};
 use crate::{
     config::{DatabaseArgs, RetentionArgs},
+    error::Result,
     model::{ExpiryReason, RetentionReport},
+    store::Store,
 };
 
 /// What to forget.
@@ -20,21 +22,32 @@ pub(super) struct RetentionCommand {
     /// Say what would go, and do nothing
     #[arg(long)]
     dry_run: bool,
+    /// The clock and this policy are right, whatever goes: services that have stopped to forget go on. Give it the
+    /// arguments of the service that has stopped
+    #[arg(long, conflicts_with = "dry_run")]
+    confirm: bool,
 }
 
 /// Runs the subcommand.
 pub(super) async fn retention(args: RetentionCommand) -> Result<(), Failure> {
     let store = open_store(&args.database, args.retention.open_archive()?).await?;
     store.prepare().await?;
-    let (policy, now) = (args.retention.policy(), store.now());
-    let report = if args.dry_run {
-        store.retention_preview(&policy, now).await
-    } else {
-        store.retention_apply(&policy, now).await
-    };
+    let outcome = apply(&store, &args).await;
     store.close().await;
-    print(&report?, args.dry_run);
+    print(&outcome?, args.dry_run);
     Ok(())
+}
+
+async fn apply(store: &Store, args: &RetentionCommand) -> Result<RetentionReport> {
+    let (policy, now) = (args.retention.policy(), store.now());
+    if args.dry_run {
+        return store.retention_preview(&policy, now).await;
+    }
+    if args.confirm {
+        return store.retention_confirm(&policy, now).await;
+    }
+    store.retention_check_clock(&policy, now).await?;
+    store.retention_apply(&policy, now).await
 }
 
 pub(super) fn print(report: &RetentionReport, is_dry_run: bool) {

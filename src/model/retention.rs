@@ -47,6 +47,12 @@ impl RetentionPolicy {
         self.archive.map_or(self.keep_for, |archive| archive.keep_for)
     }
 
+    /// Bytes beyond which sessions are forgotten. None for any number, and where they go to an archive instead.
+    #[must_use]
+    pub fn budget(&self) -> Option<i64> {
+        self.max_bytes.filter(|_| self.archive.is_none())
+    }
+
     /// Whether a session that started then would be expired already.
     #[must_use]
     pub fn is_expired(&self, started_at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
@@ -71,6 +77,35 @@ pub enum ExpiryReason {
     Own,
     /// Only their actions go, and to the archive.
     Archive,
+}
+
+/// Why retention asks before it forgets any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Doubt {
+    /// The clock has moved on by more than has passed since retention was last applied.
+    #[error("the clock is {days} days further on than has passed since retention was last applied")]
+    Clock {
+        /// How many days more.
+        days: i64,
+    },
+    /// Nothing would be left, and it cannot be told whether the clock is right.
+    #[error("retention was not applied for {days} days, and now all {sessions} sessions would go")]
+    Everything {
+        /// How many days it was not applied for, by the clock.
+        days: i64,
+        /// Number of sessions.
+        sessions: i64,
+    },
+    /// More days would go at once than have become too old since retention was last applied, and two.
+    #[error("{sessions} sessions of {first} to {last} would go at once, which is more than two days")]
+    Days {
+        /// The first of the days.
+        first: NaiveDate,
+        /// The last.
+        last: NaiveDate,
+        /// Number of sessions.
+        sessions: i64,
+    },
 }
 
 /// What goes of a day, or of the days of a wider partition, or has gone.

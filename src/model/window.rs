@@ -59,7 +59,13 @@ impl Window {
     /// The range of ids of sessions that started in it: from the first, up to and without the second.
     #[must_use]
     pub fn bounds(self) -> (Uuid, Uuid) {
-        (SessionId::least_at(midnight(self.first)), SessionId::least_at(self.end()))
+        (SessionId::least_at(self.start()), SessionId::least_at(self.end()))
+    }
+
+    /// The first moment of it.
+    #[must_use]
+    pub fn start(self) -> DateTime<Utc> {
+        midnight(self.first)
     }
 
     /// The first moment after it.

@@ -32,7 +32,8 @@ impl RetentionService for Services {
         let services = self.clone();
         // In a task of its own: a caller that goes away cannot cut it in half.
         let applying = self.tasks.spawn(async move {
-            services.store.unless_away(services.store.retention_apply(&services.retention, services.store.now())).await
+            let store = &services.store;
+            store.unless_away(store.retention_keep_up(&services.retention, store.now())).await
         });
         let report = applying.await.unwrap_or(Err(Error::Internal))?;
         Ok(Response::new(ApplyRetentionResponse { report: Some(retention_report_to_proto(&report)) }))

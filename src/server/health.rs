@@ -18,7 +18,8 @@ use tonic_health::{
 };
 
 use crate::{
-    proto::DESCRIPTORS,
+    model::RetentionPolicy,
+    proto::{DESCRIPTORS, retention_service_server},
     store::{Store, Unfit},
 };
 
@@ -66,13 +67,16 @@ impl Health {
     }
 
     async fn set(&self, status: ServingStatus) {
+        let forgets = !self.store.retention_has_stopped();
         for name in names() {
+            let does = forgets || name != retention_service_server::SERVICE_NAME;
+            let status = if does { status } else { ServingStatus::NotServing };
             self.reporter.set_service_status(name, status).await;
         }
     }
 
-    /// Makes the database ready, for as long as that takes. Fails if waiting cannot help.
-    pub(super) async fn prepare(&self) -> Result<(), Unfit> {
+    /// Makes the database ready, for as long as that takes, and says in it what the retention is. Fails if waiting cannot help.
+    pub(super) async fn prepare(&self, policy: &RetentionPolicy) -> Result<(), Unfit> {
         loop {
             match self.store.prepare().await.and_then(|()| self.store.check_clock()) {
                 Ok(()) => break,
@@ -83,25 +87,33 @@ impl Health {
                 Err(unfit) => return Err(unfit),
             }
         }
+        // Before any session is taken that others would not.
+        while let Err(error) = self.store.retention_announce(policy).await {
+            tracing::warn!(%error, "the database does not take the retention, trying again");
+            sleep(ASK_EVERY).await;
+        }
         self.prepared.store(true, Ordering::Release);
         self.set(ServingStatus::Serving).await;
         tracing::info!("serving");
         Ok(())
     }
 
-    /// Tells health whether the database answers and takes what is written, for ever. That the clock has come to differ from
+    /// Tells health whether the database answers and takes what is written, and whether retention has stopped, for ever. That the clock has come to differ from
     /// the database's is only said: nothing goes by it, and when it is the database's that is wrong, recording must go on.
     pub(super) async fn watch(&self) {
         let mut ticks = interval(ASK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut answered, mut was_right) = (true, true);
+        let (mut answered, mut had_stopped, mut was_right) = (true, false, true);
         loop {
             ticks.tick().await;
             let answers = self.store.probe().await.is_ok();
+            let has_stopped = self.store.retention_has_stopped();
+            let status = if answers { ServingStatus::Serving } else { ServingStatus::NotServing };
             if answers != answered {
-                answered = answers;
-                let status = if answers { ServingStatus::Serving } else { ServingStatus::NotServing };
                 tracing::warn!(%status, "the database has come or gone");
+            }
+            if (answers, has_stopped) != (answered, had_stopped) {
+                (answered, had_stopped) = (answers, has_stopped);
                 self.set(status).await;
             }
             let clock = self.store.check_clock();

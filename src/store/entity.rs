@@ -10,6 +10,7 @@ pub(super) mod erasure_remain;
 pub(super) mod facet;
 pub(super) mod facet_day;
 pub(super) mod lease;
+pub(super) mod retention;
 pub(super) mod segment;
 pub(super) mod segment_file;
 pub(super) mod session;

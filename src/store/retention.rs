@@ -4,17 +4,21 @@
 //!
 //! What would go is decided by the same query for a preview and for the deed.
 
+mod apply;
+mod caution;
 mod clean;
 mod drop;
+mod horizon;
 mod size;
 
-use std::{collections::BTreeMap, sync::atomic::Ordering};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, NaiveDate, Utc};
 use sea_orm::{ConnectionTrait as _, DatabaseTransaction, FromQueryResult, Statement};
 use uuid::Uuid;
 
-use super::{Store, failure::Failure, lease::Lease};
+pub(super) use self::{caution::Caution, horizon::too_old};
+use super::{Store, failure::Failure};
 use crate::{
     error::{Error, Result},
     model::{ExpiredDay, ExpiryReason, RetentionPolicy, RetentionReport, SessionId, Window},
@@ -66,81 +70,6 @@ impl Store {
         let days = self.expired_days(policy, now, bytes_before).await?;
         let freed: i64 = days.iter().map(|day| day.bytes).sum();
         Ok(RetentionReport { days, bytes_before, bytes_after: bytes_before - freed, ..RetentionReport::default() })
-    }
-
-    /// Forgets what a policy does not keep, and says what went. Broken off, it leaves whole days or whole sessions.
-    pub async fn retention_apply(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<RetentionReport> {
-        let lease = self.lease("retention", RETENTION_LOCK, now).await?;
-        let Some(lease) = lease else { return Err(Error::RetentionRunning) };
-        let report = Box::pin(self.retention_apply_claimed(policy, now, &lease)).await;
-        lease.release().await;
-        report
-    }
-
-    async fn retention_apply_claimed(
-        &self,
-        policy: &RetentionPolicy,
-        now: DateTime<Utc>,
-        lease: &Lease,
-    ) -> Result<RetentionReport> {
-        let bytes_before = self.bytes_in_use().await?;
-        let mut report = RetentionReport { bytes_before, ..RetentionReport::default() };
-        // Whatever the archive says, what is to be forgotten is.
-        let (mut archived, mut forgotten) = (Ok(()), Ok(()));
-        let days = self.expired_days(policy, now, bytes_before).await.unwrap_or_else(|error| {
-            forgotten = Err(error);
-            Vec::new()
-        });
-        for day in days {
-            if day.reason == ExpiryReason::Archive {
-                if archived.is_ok() {
-                    archived = self.window_archive(day.window, lease).await.map(|gone| {
-                        tracing::info!(days = %gone.window, sessions = gone.sessions, actions = gone.actions, bytes = gone.bytes, "sessions archived");
-                        report.days.push(gone);
-                    });
-                }
-                continue;
-            }
-            match self.day_forget(day, now).await {
-                Ok(gone) => report.days.push(gone),
-                Err(error) => {
-                    tracing::warn!(%error, days = %day.window, "sessions not expired, trying again later");
-                    forgotten = forgotten.and(Err(error));
-                }
-            }
-        }
-        if report.days.iter().any(|day| day.reason != ExpiryReason::Archive) {
-            match self.users_expire(policy, now).await {
-                Ok(users) => report.users = users,
-                Err(error) => forgotten = forgotten.and(Err(error)),
-            }
-        }
-        // Whatever failed before: what is gone already must not stay where nobody looks.
-        let cleaned = self.clean_up(policy, now).await;
-        let tidied = self.segments_tidy(lease).await;
-        forgotten.and(cleaned).and(archived).and(tidied)?;
-        report.bytes_after = self.bytes_in_use().await?;
-        if !self.is_postgres() {
-            // What came back is known of all days together only.
-            let actions: i64 = report.days.iter().map(|day| day.actions).sum();
-            let freed = (report.bytes_before - report.bytes_after).max(0);
-            for day in &mut report.days {
-                day.bytes = share(freed, day.actions, actions);
-            }
-        }
-        Ok(report)
-    }
-
-    async fn day_forget(&self, day: ExpiredDay, now: DateTime<Utc>) -> Result<ExpiredDay> {
-        let mut gone = ExpiredDay { sessions: 0, actions: 0, bytes: 0, ..day };
-        if day.reason != ExpiryReason::Own && self.has_partitions(day.window).await? {
-            gone = self.window_drop(day, now).await?;
-        } else {
-            self.window_erase(&mut gone, now).await?;
-        }
-        self.has_erased.store(true, Ordering::Release);
-        tracing::info!(days = %gone.window, sessions = gone.sessions, actions = gone.actions, bytes = gone.bytes, "sessions expired");
-        Ok(gone)
     }
 
     /// The days that a policy does not keep, and what would go of them, the oldest first.

@@ -5,7 +5,7 @@ use std::{
     sync::{PoisonError, atomic::Ordering},
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound as _, Utc};
 use sea_orm::{
     ActiveModelTrait as _, ColumnTrait as _, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait as _,
     ExprTrait as _, QueryFilter as _, QuerySelect as _, QueryTrait as _, Set,
@@ -21,6 +21,7 @@ use super::{
     erasure::{self, Whose},
     failure::{Attempts, Failure},
     index,
+    retention::too_old,
     track::tracks_of,
     user::{attributes_from_json, attributes_to_json},
 };
@@ -38,7 +39,7 @@ impl Store {
         // In transactions of their own and before the session's: distributed PostgreSQL wants it so. Looked at first, so
         // that a start that will be refused leaves nothing of its user behind.
         if let Some(user) = &start.user {
-            self.session_check_start(start.id, &user.id).await?;
+            self.session_check_start(start.id, &user.id, now).await?;
             self.user_upsert(user.clone(), max_attributes).await?;
         }
         self.partition_ensure_for(start.id).await;
@@ -57,12 +58,13 @@ impl Store {
     }
 
     /// Fails if a session cannot be started, or started again, by this user.
-    async fn session_check_start(&self, id: SessionId, user_id: &str) -> Result<()> {
+    async fn session_check_start(&self, id: SessionId, user_id: &str, now: DateTime<Utc>) -> Result<()> {
         if is_erased(&self.write, id).await? {
             return Err(Error::SessionErased);
         }
         let stored = session::Entity::find_by_id(id.as_uuid()).one(&self.write).await?;
-        match stored.and_then(|stored| stored.user_id) {
+        let Some(stored) = stored else { return too_old(&self.write, id, now).await?.map_or(Ok(()), Err) };
+        match stored.user_id {
             Some(owner) if owner != user_id => Err(Error::SessionOfAnotherUser),
             _ => Ok(()),
         }
@@ -95,6 +97,11 @@ impl Store {
         // Looked at after the row is ours, so that an erasure cannot slip in between.
         if is_erased(&tx, start.id).await? {
             return Err(Error::SessionErased.into());
+        }
+        // One that is there may be started again, whatever its age: it is pinned.
+        let is_new = stored.created_at.trunc_subsecs(6) == now.trunc_subsecs(6);
+        if is_new && let Some(error) = too_old(&tx, start.id, now).await? {
+            return Err(error.into());
         }
         if stored.user_id.is_some() && user_id.is_some() && stored.user_id != user_id {
             return Err(Error::SessionOfAnotherUser.into());

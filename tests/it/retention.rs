@@ -2,6 +2,7 @@
 
 mod alongside;
 mod clock;
+mod erased;
 mod service;
 pub mod traces;
 mod windows;

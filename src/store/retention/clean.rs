@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait as _, FromQueryResult, Statement};
 
 use super::Store;
@@ -26,9 +26,6 @@ const FACETS_A_STEP: u32 = 2_000;
 
 /// Pages of the file that are given back by one transaction: 4 MiB.
 const PAGES_A_STEP: u32 = 1_024;
-
-/// How long the id of an erased session is kept at the least.
-const TOMBSTONE_AT_LEAST: TimeDelta = TimeDelta::days(1);
 
 /// What is swept by a step.
 #[derive(Clone, Copy)]
@@ -73,7 +70,7 @@ impl Store {
     }
 
     /// Removes what nothing refers to, and gives the disk back what is free.
-    pub(super) async fn clean_up(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<()> {
+    pub(super) async fn clean_up(&self, now: DateTime<Utc>) -> Result<()> {
         let sweeps = self.has_erased.swap(false, Ordering::AcqRel) || self.has_empty_days().await?;
         let mut outcome = Ok(());
         if sweeps {
@@ -82,15 +79,7 @@ impl Store {
                 self.has_erased.store(true, Ordering::Release);
             }
         }
-        if let Some(keep_for) = policy.forgets_after()
-            && let Some(before) = now.checked_sub_signed(keep_for.max(TOMBSTONE_AT_LEAST))
-        {
-            // Whatever started before they were erased is refused for its age by now.
-            let sql = "DELETE FROM tombstones WHERE erased_at < $1";
-            for sql in [sql, "DELETE FROM erasures WHERE finished_at < $1"] {
-                self.write.execute_raw(Statement::from_sql_and_values(self.backend, sql, [before.into()])).await?;
-            }
-        }
+        outcome = outcome.and(self.tombstones_expire(now).await);
         outcome = outcome.and(self.give_back().await);
         // Something was erased.
         if sweeps { outcome.and(self.log_write_back().await.map(|_| ())) } else { outcome }

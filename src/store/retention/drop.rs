@@ -7,10 +7,10 @@
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait as _, DatabaseTransaction, DbErr, FromQueryResult, Statement};
 
-use super::{MAY_GO, Store};
+use super::{MAY_GO, Store, horizon::first_day};
 use crate::{
     error::Result,
-    model::{ExpiredDay, ExpiryReason, Window},
+    model::{ExpiredDay, Window},
     store::{
         changes::{Erased, notify_erased_in_txn},
         failure::{Attempts, Failure},
@@ -48,20 +48,20 @@ impl Store {
         for table in TABLES {
             bytes += partition_bytes_of_table(&tx, table, day.window).await?;
         }
-        // What is younger than the retention could be started again by a late sender.
-        let tombstones = match day.reason {
-            ExpiryReason::Age | ExpiryReason::Own | ExpiryReason::Archive => "",
-            ExpiryReason::Bytes => {
-                ", kept AS (INSERT INTO tombstones (session_id, erased_at) SELECT id, $1 FROM gone ON CONFLICT DO NOTHING)"
-            }
-        };
+        // Before the horizon nothing can be started again.
+        let horizon = Window::of_day(first_day(&tx).await?);
+        let (mut values, mut tombstones) = (vec![now.into(), from.into(), to.into()], "");
+        if horizon.first <= day.window.last {
+            values.push(horizon.bounds().0.into());
+            tombstones = ", kept AS (INSERT INTO tombstones (session_id, erased_at) \
+                 SELECT id, $1 FROM gone WHERE id >= $4 ON CONFLICT DO NOTHING)";
+        }
         let sql = format!(
             "WITH gone AS (DELETE FROM sessions WHERE id >= $2 AND id < $3 AND {MAY_GO} RETURNING id, segment_id), \
              left_behind AS (UPDATE segments SET stale = stale + 1 WHERE id IN (SELECT segment_id FROM gone)){tombstones} \
              SELECT (SELECT count(*) FROM gone) AS sessions, CAST(coalesce(sum(last_seq), 0) AS bigint) AS actions FROM tracks \
              WHERE session_id >= $2 AND session_id < $3 AND session_id IN (SELECT id FROM gone)"
         );
-        let values = [now.into(), from.into(), to.into()];
         let statement = Statement::from_sql_and_values(self.backend, sql, values);
         let gone = Gone::find_by_statement(statement).one(&tx).await?.unwrap_or(Gone { sessions: 0, actions: 0 });
         count_drop(&tx).await?;

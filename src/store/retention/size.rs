@@ -31,6 +31,8 @@ const ALL_TABLES: &[&str] = &[
     "partition_drops",
     "index_definitions",
     "schema_compatibility",
+    "retentions",
+    "retention_horizon",
     "seaql_migrations",
 ];
 

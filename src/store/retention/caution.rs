@@ -1,0 +1,238 @@
+//! Whether a service may forget now, or asks first: what a wrong clock or a mistyped argument forgets is gone for good.
+//!
+//! Each time that retention is applied and nothing is in doubt, that is written down with the first day that it kept. Next time,
+//! no more days may go than have passed since, and two; and time has passed where the stored time is not older than two days, or
+//! where this process's monotonic clock says so. Where neither is the case, as after a restart, the clock may be wrong: then not
+//! everything may go, and on PostgreSQL no more than two days. (SQLite's file is often on machines that are off for weeks.)
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use sea_orm::{
+    ColumnTrait as _, Condition, EntityTrait as _, FromQueryResult, QueryFilter as _, Set, Statement,
+    sea_query::OnConflict,
+};
+
+use super::{
+    MAY_GO, Store,
+    horizon::{NO_LIMIT, keep_s},
+};
+use crate::{
+    error::{Error, Result},
+    model::{Doubt, ExpiredDay, ExpiryReason, RetentionPolicy},
+    store::entity::retention,
+};
+
+/// How far the clock may be ahead of the time that has passed, and how much more than has become too old may go at once.
+const SLACK: TimeDelta = TimeDelta::days(2);
+
+/// What a process knows by itself.
+#[derive(Debug, Default)]
+pub(in crate::store) struct Caution {
+    /// When it last applied retention: by the database's clock and by its own monotonic one.
+    applied: Mutex<Option<(DateTime<Utc>, Instant)>>,
+    /// Whether it has stopped.
+    has_stopped: AtomicBool,
+}
+
+/// What is written down of the times before.
+#[derive(Clone, Copy, Debug, Default)]
+struct Before {
+    /// When retention was last applied, by whatever service.
+    applied_at: Option<DateTime<Utc>>,
+    /// The first day that was kept then. None where all were.
+    first_kept: Option<NaiveDate>,
+    /// Whether as few bytes were allowed before.
+    knows_budget: bool,
+}
+
+/// How far time has moved since retention was last applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moved {
+    /// It was never applied.
+    Never,
+    /// So far, and as much has passed.
+    Rightly(TimeDelta),
+    /// So much further than has passed.
+    Wrongly(TimeDelta),
+    /// So far, and nobody was there to say how much has passed.
+    Unseen(TimeDelta),
+    /// To before what this process has seen: it was wrong then, or is now.
+    Back,
+}
+
+impl Before {
+    /// Rows from a future that is none say nothing: the clock was wrong then.
+    fn of(rows: &[retention::Model], policy: &RetentionPolicy, now: DateTime<Utc>) -> Self {
+        let is_past = |at: DateTime<Utc>| at - now <= SLACK;
+        let applied = || rows.iter().filter(|row| row.applied_at.is_some_and(is_past));
+        let budget = policy.budget().unwrap_or(NO_LIMIT);
+        Self {
+            applied_at: applied().filter_map(|row| row.applied_at).max(),
+            first_kept: applied().filter_map(|row| row.first_kept).max(),
+            knows_budget: applied().any(|row| row.max_bytes <= budget),
+        }
+    }
+
+    fn moved(&self, seen: Option<(DateTime<Utc>, Instant)>, now: DateTime<Utc>) -> Moved {
+        let ahead = seen.map(|(at, then)| {
+            let passed = TimeDelta::from_std(then.elapsed()).unwrap_or(TimeDelta::MAX);
+            (now - at).checked_sub(&passed).unwrap_or(TimeDelta::zero())
+        });
+        if ahead.is_some_and(|ahead| ahead < -SLACK) {
+            return Moved::Back;
+        }
+        let Some(applied_at) = self.applied_at else { return Moved::Never };
+        let moved = now - applied_at;
+        match ahead {
+            _ if moved <= SLACK => Moved::Rightly(moved.max(TimeDelta::zero())),
+            None => Moved::Unseen(moved),
+            Some(ahead) if ahead > SLACK => Moved::Wrongly(ahead),
+            Some(_) => Moved::Rightly(moved),
+        }
+    }
+
+    /// The days that would go and were kept until now, from the first to the last, and their sessions. Those that have an end of
+    /// their own are not asked about, nor what is too much where no less was allowed before.
+    fn newly_gone(&self, days: &[ExpiredDay]) -> Option<(NaiveDate, NaiveDate, i64)> {
+        let counts = |day: &&ExpiredDay| match day.reason {
+            ExpiryReason::Age => true,
+            ExpiryReason::Bytes => !self.knows_budget,
+            ExpiryReason::Own | ExpiryReason::Archive => false,
+        };
+        let first_kept = self.first_kept.unwrap_or(NaiveDate::MIN);
+        let newly = || days.iter().filter(counts).filter(|day| day.sessions > 0 && day.window.last >= first_kept);
+        let first = newly().map(|day| day.window.first).min()?.max(first_kept);
+        let last = newly().map(|day| day.window.last).max()?;
+        Some((first, last, newly().map(|day| day.sessions).sum()))
+    }
+
+    /// Whether too much would go, where so much time has passed.
+    fn too_many_days(&self, days: &[ExpiredDay], passed: TimeDelta) -> Option<Doubt> {
+        let (first, last, sessions) = self.newly_gone(days)?;
+        let begun_days = passed.num_days() + i64::from(passed > TimeDelta::days(passed.num_days()));
+        let is_too_much = (last - first).num_days() + 1 > SLACK.num_days() + begun_days;
+        is_too_much.then_some(Doubt::Days { first, last, sessions })
+    }
+}
+
+/// Sessions that would be lost.
+fn lost(days: &[ExpiredDay]) -> i64 {
+    days.iter().filter(|day| day.reason != ExpiryReason::Archive).map(|day| day.sessions).sum()
+}
+
+impl Store {
+    /// Whether this process's retention has stopped, and waits for [`Store::retention_confirm`].
+    #[must_use]
+    pub fn retention_has_stopped(&self) -> bool {
+        self.caution.has_stopped.load(Ordering::Acquire)
+    }
+
+    /// Fails where a service must not forget what it would. Where it may, notes that it does.
+    pub(super) async fn caution_check(
+        &self,
+        policy: &RetentionPolicy,
+        now: DateTime<Utc>,
+        days: &[ExpiredDay],
+    ) -> Result<()> {
+        let before = self.applied_before(policy, now).await?;
+        let moved = before.moved(*self.caution.applied.lock().unwrap_or_else(PoisonError::into_inner), now);
+        let doubt = self.doubt(&before, moved, policy, now, days).await?;
+        self.caution.has_stopped.store(doubt.is_some(), Ordering::Release);
+        if let Some(doubt) = doubt {
+            return Err(Error::RetentionUnconfirmed(doubt));
+        }
+        // Where it cannot be told whether the clock is right, and nothing depends on it now, it stays so: others believe what is
+        // noted.
+        let is_sure = match moved {
+            Moved::Never | Moved::Rightly(_) => true,
+            Moved::Unseen(_) => lost(days) > 0,
+            Moved::Wrongly(_) | Moved::Back => false,
+        };
+        if is_sure { self.applied_note(policy, now).await } else { Ok(()) }
+    }
+
+    /// Fails where no service has applied retention for so long that the clock may as well be wrong, and much would go. What is
+    /// too much by the policy alone is not asked about: whoever gives it by hand means it.
+    pub async fn retention_check_clock(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<()> {
+        let before = self.applied_before(policy, now).await?;
+        let moved = before.moved(None, now);
+        if !matches!(moved, Moved::Unseen(_)) {
+            return Ok(());
+        }
+        let days = self.retention_preview(policy, now).await?.days;
+        match self.doubt(&before, moved, policy, now, &days).await? {
+            Some(doubt) => Err(Error::RetentionUnconfirmed(doubt)),
+            None => Ok(()),
+        }
+    }
+
+    async fn applied_before(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<Before> {
+        let rows = retention::Entity::find().all(&self.write).await?;
+        Ok(Before::of(&rows, policy, now))
+    }
+
+    async fn doubt(
+        &self,
+        before: &Before,
+        moved: Moved,
+        policy: &RetentionPolicy,
+        now: DateTime<Utc>,
+        days: &[ExpiredDay],
+    ) -> Result<Option<Doubt>> {
+        let keeps_all = policy.forgets_after().is_none() && policy.budget().is_none() && lost(days) == 0;
+        let passed = match moved {
+            Moved::Never | Moved::Back => TimeDelta::zero(),
+            Moved::Rightly(passed) => passed,
+            Moved::Wrongly(_) if keeps_all => return Ok(None),
+            Moved::Wrongly(ahead) => return Ok(Some(Doubt::Clock { days: ahead.num_days() })),
+            Moved::Unseen(passed) => {
+                let sessions = lost(days);
+                if sessions > 0 && sessions >= self.sessions_that_may_go(now).await? {
+                    return Ok(Some(Doubt::Everything { days: passed.num_days(), sessions }));
+                }
+                if self.is_postgres() { TimeDelta::zero() } else { passed }
+            }
+        };
+        Ok(before.too_many_days(days, passed))
+    }
+
+    async fn sessions_that_may_go(&self, now: DateTime<Utc>) -> Result<i64> {
+        #[derive(FromQueryResult)]
+        struct Count {
+            sessions: i64,
+        }
+        let sql = format!("SELECT count(*) AS sessions FROM sessions WHERE {MAY_GO}");
+        let count = Count::find_by_statement(Statement::from_sql_and_values(self.backend, sql, [now.into()]));
+        Ok(count.one(&self.read).await?.map_or(0, |count| count.sessions))
+    }
+
+    /// Writes down that a policy is applied, and that nothing is in doubt. What other policies have written down goes when no
+    /// service has them any more.
+    pub(super) async fn applied_note(&self, policy: &RetentionPolicy, now: DateTime<Utc>) -> Result<()> {
+        let row = retention::ActiveModel {
+            keep_s: Set(keep_s(policy)),
+            max_bytes: Set(policy.budget().unwrap_or(NO_LIMIT)),
+            seen_at: Set(now),
+            applied_at: Set(Some(now)),
+            first_kept: Set(policy.first_kept_day(now)),
+        };
+        let (seen_at, others) = (retention::Column::SeenAt, [retention::Column::KeepS, retention::Column::MaxBytes]);
+        let applied = OnConflict::columns(others)
+            .update_columns([seen_at, retention::Column::AppliedAt, retention::Column::FirstKept])
+            .to_owned();
+        retention::Entity::insert(row).on_conflict(applied).exec_without_returning(&self.write).await?;
+        if let Some((lately, soon)) = now.checked_sub_signed(SLACK).zip(now.checked_add_signed(SLACK)) {
+            let is_over = Condition::any().add(seen_at.lt(lately)).add(seen_at.gt(soon));
+            retention::Entity::delete_many().filter(is_over).exec(&self.write).await?;
+        }
+        *self.caution.applied.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, Instant::now()));
+        Ok(())
+    }
+}
