@@ -42,11 +42,11 @@ pub async fn measure(
     let store = Store::open(&postgres.url(expired).parse()?, 4).await?;
     let policy = RetentionPolicy { keep_for: Some(TimeDelta::days(7)), ..RetentionPolicy::default() };
     // It knows the way then, as a service that applies it every minute does.
-    store.retention_apply(&policy, day.1).await?;
+    store.retention_confirm(&policy, day.1 + TimeDelta::days(6)).await?;
     let mut connection = PgConnection::connect(&postgres.url(expired)).await?;
     let stored = bytes(&mut connection).await?;
     let expired = cost(&mut connection, async |_| {
-        let report = store.retention_apply(&policy, day.1 + TimeDelta::days(7)).await?;
+        let report = store.retention_keep_up(&policy, day.1 + TimeDelta::days(7)).await?;
         let gone: i64 = report.days.iter().map(|day| day.actions).sum();
         if gone == actions as i64 { Ok(()) } else { Err(format!("{gone} actions went").into()) }
     })

@@ -165,10 +165,12 @@ impl Shared {
         Ok(receipt)
     }
 
-    /// Fails if a session would be expired from its start. One that is there, because it is pinned, may be started again.
+    /// Fails if a session would be expired from its start. One that is there, because it is pinned, may be started again; and
+    /// while retention does not believe the clock, none would be expired.
     async fn check_age(&self, start: &SessionStart, now: DateTime<Utc>) -> Result<()> {
         let Some(keep_for) = self.retention.forgets_after() else { return Ok(()) };
-        if !self.retention.is_expired(start.id.started_at(), now) || self.store.session_exists(start.id).await? {
+        let is_expired = self.retention.is_expired(start.id.started_at(), now) && !self.store.retention_doubts(now);
+        if !is_expired || self.store.session_exists(start.id).await? {
             return Ok(());
         }
         Err(Error::OlderThanRetention { limit_seconds: keep_for.num_seconds().unsigned_abs() })

@@ -1,6 +1,7 @@
 //! Retention: what goes, what stays, and what comes back to the disk. The clock is the test's own.
 
 mod alongside;
+mod caution;
 mod clock;
 mod erased;
 mod service;

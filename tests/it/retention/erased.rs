@@ -40,7 +40,8 @@ async fn keep_up(store: &Store, policy: &RetentionPolicy, now: DateTime<Utc>) {
     store.retention_keep_up(policy, now).await.unwrap();
 }
 
-fn midnight_of(time: DateTime<Utc>) -> DateTime<Utc> {
+/// The beginning of a day.
+pub fn midnight_of(time: DateTime<Utc>) -> DateTime<Utc> {
     time.date_naive().and_time(NaiveTime::MIN).and_utc()
 }
 
