@@ -45,6 +45,13 @@ pub fn midnight_of(time: DateTime<Utc>) -> DateTime<Utc> {
     time.date_naive().and_time(NaiveTime::MIN).and_utc()
 }
 
+/// Makes what was erased have been so four days ago.
+async fn erase_earlier(database: &TestDatabase) {
+    let erased_at = (Utc::now() - Days::new(4)).to_rfc3339();
+    database.execute(&format!("UPDATE tombstones SET erased_at = '{erased_at}'")).await;
+    database.execute(&format!("UPDATE erasures SET finished_at = '{erased_at}'")).await;
+}
+
 async fn an_erased_session_stays_erased_for_whoever_keeps_sessions_longest(backend: Backend) {
     let database = TestDatabase::new(backend).await;
     let (one, other) = (open(&database).await, open(&database).await);
@@ -168,10 +175,7 @@ async fn a_shorter_retention_by_hand_lets_nothing_come_back(backend: Backend) {
         reel.send(start(id, SessionStart { user: Some(user(id, "")), ..Default::default() })).await.unwrap();
     }
     reel.sessions().delete_session(DeleteSessionRequest { session_id: ids[0].clone() }).await.unwrap();
-    // That was some days ago.
-    let erased_at = (Utc::now() - Days::new(4)).to_rfc3339();
-    database.execute(&format!("UPDATE tombstones SET erased_at = '{erased_at}'")).await;
-    database.execute(&format!("UPDATE erasures SET finished_at = '{erased_at}'")).await;
+    erase_earlier(&database).await;
     let by_hand = ["retention", "--retention", "2days", "--database-url", &database.url];
     // The service may be at it.
     eventually("it is forgotten by hand", async || reel_command(&by_hand).output().await.unwrap().status.success())
@@ -194,7 +198,8 @@ async fn a_database_of_an_earlier_version_forgets_no_erasure_for_a_day(backend: 
     let midnight = midnight_of(store.now());
     let old = SessionId::mint(midnight - TimeDelta::days(5));
     begin(&store, old, midnight).await.unwrap();
-    store.session_erase(old, midnight - TimeDelta::days(4)).await.unwrap();
+    store.session_erase(old, midnight).await.unwrap();
+    erase_earlier(&database).await;
     store.close().await;
     Migrator::down(&database.connect().await, Some(1)).await.unwrap();
     let store = open(&database).await;
