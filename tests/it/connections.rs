@@ -21,7 +21,10 @@ use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use crate::{
-    crash::process::{reel, signal},
+    crash::{
+        postgres::Postgres,
+        process::{reel, signal},
+    },
     harness::{
         Backend, Reel, TestDatabase, clicks, end, eventually, postgres_server, proto_files, reason, start, user,
     },
@@ -238,6 +241,35 @@ async fn name_file_and_certificate_are_told_apart_and_not_waited_for() {
     let no_certificate = format!("{server}?sslmode=require");
     let refused = Reel::start_unready(&no_certificate, &[]).await.ended().await.unwrap_err();
     assert!(matches!(refused, ServeError::Database(Unfit::Certificate(_))), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_certificate_is_not_the_one_that_is_expected_ends_the_start() {
+    let mut postgres = Postgres::start().await;
+    let (ours, theirs) = (postgres.encrypt().await, Postgres::start().await.encrypt().await);
+    let database = postgres.database("reel").await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut outcomes = Vec::new();
+    for (name, authority) in [("ours", &ours), ("theirs", &theirs)] {
+        let file = folder.path().join(name);
+        std::fs::write(&file, authority).unwrap();
+        for host in ["127.0.0.1", "localhost"] {
+            let url = database.url.replace("127.0.0.1", host);
+            let url = format!("{url}?sslmode=verify-full&sslrootcert={}", file.display());
+            let reel = Reel::start_unready(&url, &[]).await;
+            if (name, host) == ("ours", "127.0.0.1") {
+                reel.wait_until_serving().await;
+                reel.stop().await;
+            } else {
+                outcomes.push(reel.ended().await.unwrap_err());
+            }
+        }
+    }
+    // A certificate for another name, and one by another authority.
+    assert_eq!(outcomes.len(), 3);
+    for outcome in outcomes {
+        assert!(matches!(outcome, ServeError::Database(Unfit::Certificate(_))), "{outcome}");
+    }
 }
 
 /// The first line of the log of a service on this database that has this word in it.

@@ -1,7 +1,8 @@
 //! What keeps a PostgreSQL server from its work without killing it.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use sea_orm::sqlx::{self, Connection as _, postgres::PgConnection};
 
 use super::{Postgres, user};
@@ -42,6 +43,26 @@ impl Postgres {
         administer(&self.url("postgres"), &format!("ALTER SYSTEM SET {setting} = {value}")).await;
         self.stop();
         self.start_again().await;
+    }
+
+    /// Has it speak TLS, with a certificate for its address by an authority of its own, and gives that authority's.
+    pub async fn encrypt(&mut self) -> String {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let certificate = certificate.signed_by(&key, &authority).unwrap();
+        for (name, text) in [("server.crt", certificate.pem()), ("server.key", key.serialize_pem())] {
+            let file = self.folder.path().join("data").join(name);
+            fs::write(&file, text).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+            if let Some((uid, gid)) = user() {
+                std::os::unix::fs::chown(&file, Some(uid), Some(gid)).unwrap();
+            }
+        }
+        self.set_and_restart("ssl", "on").await;
+        authority.pem()
     }
 
     /// Makes a database whose tables lie in this folder.
