@@ -24,6 +24,7 @@ use crate::{
 
 on_both_databases!(
     a_service_whose_clock_jumps_forgets_nothing_until_somebody_confirms_it,
+    a_service_that_keeps_everything_does_not_stop_and_vouches_for_no_clock,
     a_policy_that_forgets_more_than_two_days_at_once_is_asked_about,
     a_service_that_was_away_for_long_goes_on_unless_the_clock_may_be_wrong,
     a_budget_that_forgets_more_than_two_days_at_once_is_asked_about,
@@ -190,6 +191,24 @@ async fn a_service_whose_clock_jumps_forgets_nothing_until_somebody_confirms_it(
     }
 }
 
+async fn a_service_that_keeps_everything_does_not_stop_and_vouches_for_no_clock(backend: Backend) {
+    let database = TestDatabase::new(backend).await;
+    let mut clock = Clock::new(&database).await;
+    let keeper = clock.start(&[]).await;
+    // Two days are not too many.
+    record(&keeper, clock.began, [1, 0]).await;
+    assert_eq!(apply(&keeper).await, Ok(0));
+    clock.shift(&[&keeper], TimeDelta::days(60)).await;
+    assert_eq!(apply(&keeper).await, Ok(0));
+    assert!(!has_stopped(&keeper).await);
+    let other = clock.start(&["--retention", &clock.keep(14)]).await;
+    assert_eq!(apply(&other).await, unconfirmed());
+    assert_eq!(listed(&other).await.len(), 2);
+    for service in [keeper, other] {
+        service.stop().await;
+    }
+}
+
 async fn a_policy_that_forgets_more_than_two_days_at_once_is_asked_about(backend: Backend) {
     let database = TestDatabase::new(backend).await;
     let clock = Clock::new(&database).await;
@@ -201,6 +220,8 @@ async fn a_policy_that_forgets_more_than_two_days_at_once_is_asked_about(backend
 
     // Three days go that would have been kept: one too many.
     let hasty = clock.start(&["--retention", &six]).await;
+    let announced = "SELECT count(*) FROM retentions WHERE applied_at IS NULL";
+    assert_eq!(database.number(announced).await, 1, "others know of it before it takes anything");
     assert_eq!(apply(&hasty).await, unconfirmed());
     eventually("health says so", async || has_stopped(&hasty).await).await;
     assert_eq!(listed(&hasty).await.len(), 10);
