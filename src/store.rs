@@ -37,6 +37,7 @@ mod connect;
 mod entity;
 mod erasure;
 mod failure;
+mod hand_deletes;
 mod index;
 mod lease;
 mod partition;

@@ -23,6 +23,7 @@ mod m20261126_000013_erasure_by_session;
 mod m20261126_000013_erasure_remains;
 mod m20261126_000015_definitions;
 mod m20261127_000014_damaged_segments;
+mod m20261127_000017_hand_deletes;
 mod m20261127_000018_retentions;
 
 /// The oldest migration that a process must know to use the schema with all migrations of this version. The schema says so to
@@ -50,6 +51,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000013_erasure_remains::Migration),
             Box::new(m20261126_000015_definitions::Migration),
             Box::new(m20261127_000014_damaged_segments::Migration),
+            Box::new(m20261127_000017_hand_deletes::Migration),
             Box::new(m20261127_000018_retentions::Migration),
         ]
     }

@@ -7,6 +7,7 @@ use super::{Failure, open_store};
 use crate::{
     archive::{Archive, ArchiveUrl},
     config::DatabaseArgs,
+    model::LATEST_TIME,
     store::{Difference, FacetIds, Store},
 };
 
@@ -48,11 +49,7 @@ pub(super) async fn index(args: IndexArgs) -> Result<(), Failure> {
     let archive = args.archive.as_ref().map(Archive::open).transpose()?;
     let store = open_store(&args.database, archive).await?;
     store.prepare().await?;
-    let Some((first, end)) = store.index_days().await? else {
-        println!("there are no sessions");
-        return Ok(());
-    };
-    let (from, to) = (args.from.unwrap_or(first), args.to.unwrap_or(end));
+    let (from, to) = (args.from.unwrap_or_default(), args.to.unwrap_or(LATEST_TIME.date_naive()));
     if args.rebuild {
         rebuild(&store, from, to).await?;
     }
@@ -65,7 +62,11 @@ pub(super) async fn index(args: IndexArgs) -> Result<(), Failure> {
 
 async fn rebuild(store: &Store, from: NaiveDate, to: NaiveDate) -> Result<(), Failure> {
     let (mut ids, mut failed) = (FacetIds::default(), 0);
-    for day in from.iter_days().take_while(|day| *day < to) {
+    let mut next = Some(from);
+    while let Some(from) = next
+        && let Some(day) = store.index_day_from(from).await?.filter(|day| *day < to)
+    {
+        next = day.succ_opt();
         store.index_forget(day).await?;
         let sessions = store.index_dirty(day).await?;
         let indexed = store.index_sessions(&sessions, &mut ids).await?;
@@ -77,17 +78,24 @@ async fn rebuild(store: &Store, from: NaiveDate, to: NaiveDate) -> Result<(), Fa
         }
         failed += sessions.len() - indexed.sessions.len();
     }
+    store.facets_sweep().await?;
     if failed == 0 { Ok(()) } else { Err(NotIndexed(failed).into()) }
 }
 
 async fn verify(store: &Store, from: NaiveDate, to: NaiveDate) -> Result<(), Failure> {
+    let loose = store.index_loose_facets().await?;
     let (checked, differences) = store.index_verify(from, to).await?;
     for difference in &differences {
         match difference {
             Difference::Summary(session) => println!("session {session}: its summary is wrong"),
             Difference::Facets(session) => println!("session {session}: its facets are wrong"),
+            Difference::Tracks(session) => println!("session {session}: its tracks count actions that are not there"),
+            Difference::Gone(day, sessions) => println!("{day}: facets of {sessions} sessions that are not there"),
             Difference::Day(day, facets) => println!("{day}: the roll-up is wrong for {facets} facets"),
         }
+    }
+    if loose > 0 {
+        println!("{loose} facets are in no session any more; the service removes them in time, --rebuild at once");
     }
     println!("{checked} sessions checked, {} differences", differences.len());
     if differences.is_empty() { Ok(()) } else { Err(Differs(differences.len()).into()) }

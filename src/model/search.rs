@@ -71,6 +71,20 @@ pub struct FoundSession {
     pub first_match: Option<DateTime<Utc>>,
 }
 
+impl FoundSession {
+    /// What its actions say goes before what its tracks count: somebody may have deleted some by hand.
+    #[must_use]
+    pub fn new(session: Session, summary: Summary, first_match: Option<DateTime<Utc>>) -> Self {
+        let session = Session {
+            action_count: summary.action_count,
+            error_count: summary.error_count,
+            last_action_at: summary.last_action_at,
+            ..session
+        };
+        Self { session, summary, first_match }
+    }
+}
+
 /// Which actions to find: those of the sessions that started last come first.
 #[derive(Clone, Debug)]
 pub struct ActionSearch {

@@ -71,6 +71,12 @@ pub struct Session {
     pub expires_at: Option<DateTime<Utc>>,
     /// Its tracks by number.
     pub tracks: Vec<Track>,
+    /// Number of its actions, rejected ones included.
+    pub action_count: i64,
+    /// Number of its actions of type `error`.
+    pub error_count: i64,
+    /// The latest timestamp of its actions.
+    pub last_action_at: Option<DateTime<Utc>>,
 }
 
 /// That a session is kept.
@@ -96,28 +102,16 @@ pub struct SessionUpdate {
 }
 
 impl Session {
-    /// Number of stored actions, rejected ones included: seqs have no gaps, so the cursors say it.
-    #[must_use]
-    pub fn action_count(&self) -> i64 {
-        self.tracks.iter().map(|track| track.last_seq).sum()
-    }
-
-    /// Number of actions of type `error`.
-    #[must_use]
-    pub fn error_count(&self) -> i64 {
-        self.tracks.iter().map(|track| track.error_count).sum()
-    }
-
     /// Its place in an order.
     #[must_use]
     pub fn place(&self, order: SessionOrder) -> SessionPlace {
-        SessionPlace::of(self.id, order, self.action_count(), self.error_count(), self.last_action_at())
+        SessionPlace::of(self.id, order, self.action_count, self.error_count, self.last_action_at)
     }
 
-    /// The latest timestamp of its actions.
+    /// Whether somebody has deleted actions of it by hand. What its tracks count is what it has got, then, and not what it has.
     #[must_use]
-    pub fn last_action_at(&self) -> Option<DateTime<Utc>> {
-        self.tracks.iter().filter_map(|track| track.last_action_at).max()
+    pub fn is_cut(&self) -> bool {
+        self.tracks.iter().any(Track::is_cut)
     }
 }
 
@@ -140,6 +134,27 @@ pub struct Track {
     pub error_count: i64,
     /// The latest timestamp of its actions.
     pub last_action_at: Option<DateTime<Utc>>,
+    /// Whether the index does not have it as it is.
+    pub is_dirty: bool,
+    /// Number of seqs under which nothing is stored any more, because somebody has deleted it by hand. None where that is not
+    /// known.
+    pub lost_count: Option<i64>,
+    /// Changes with everything that is deleted by hand.
+    pub cut: i64,
+}
+
+impl Track {
+    /// Whether somebody has deleted actions of it by hand.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.lost_count != Some(0)
+    }
+
+    /// Number of its actions, as far as is known what was deleted by hand. Otherwise seqs have no gaps.
+    #[must_use]
+    pub fn action_count(&self) -> i64 {
+        self.last_seq - self.lost_count.unwrap_or(0)
+    }
 }
 
 /// How far the erasure of a user is.

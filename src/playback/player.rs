@@ -98,7 +98,11 @@ impl Player {
     ) -> Result<Self> {
         // Before the first look, so that no change falls between.
         let following = request.follow.then(|| changes.follow(request.session));
-        let session = store.session_get(request.session).await?;
+        let mut session = store.session_get(request.session).await?;
+        if session.is_cut() {
+            // What its tracks count is not what is there.
+            session = store.session_describe(request.session).await?.session;
+        }
         let started_at = request.session.started_at();
         let at = |offset: Duration| {
             let offset = TimeDelta::from_std(offset).unwrap_or(TimeDelta::MAX);

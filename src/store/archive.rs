@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 pub(super) use self::seal::make_stale;
 pub use self::tidy::SegmentCheck;
-use super::{Store, lease::Lease, partition::partition_bytes_of_table};
+use super::{Store, lease::Lease, partition::partition_bytes_of_table, track::ACTIONS_OF_TRACK};
 use crate::{
     archive::{SEGMENT_ACTIONS, Written},
     error::Result,
@@ -36,8 +36,8 @@ use crate::{
 /// them are archived already. Conditions on `sessions` joined with `tracks`, with the time as first parameter.
 const MAY_BE_ARCHIVED: &str =
     "sessions.ended_at IS NOT NULL AND (sessions.pinned_until IS NULL OR sessions.pinned_until <= $1)";
-const IS_TO_BE_ARCHIVED: &str = "sum(tracks.last_seq) > sessions.archived_count \
-    AND sum(tracks.last_seq) = sessions.action_count AND sum(CASE WHEN tracks.dirty THEN 1 ELSE 0 END) = 0";
+const IS_TO_BE_ARCHIVED: &str = "sum(tracks.last_seq - coalesce(tracks.lost_count, 0)) = sessions.action_count \
+    AND sum(CASE WHEN tracks.dirty THEN 1 ELSE 0 END) = 0";
 
 /// A session to be archived, or archived.
 #[derive(Clone, Debug, FromQueryResult)]
@@ -72,7 +72,7 @@ impl Store {
         let day = self.day_of_session();
         let sql = format!(
             "SELECT day, count(*) AS sessions, CAST(sum(actions) AS bigint) AS actions FROM ( \
-                 SELECT {day} AS day, sum(tracks.last_seq) - sessions.archived_count AS actions \
+                 SELECT {day} AS day, sum({ACTIONS_OF_TRACK}) - sessions.archived_count AS actions \
                  FROM sessions JOIN tracks ON tracks.session_id = sessions.id \
                  WHERE sessions.id < $2 AND sessions.action_count > sessions.archived_count AND {MAY_BE_ARCHIVED} \
                  GROUP BY sessions.id HAVING {IS_TO_BE_ARCHIVED}) AS sized GROUP BY day ORDER BY day"
@@ -135,7 +135,7 @@ impl Store {
         let (from, to) = window.bounds();
         let sql = format!(
             "SELECT sessions.id, sessions.user_id, sessions.segment_id, sessions.archived_count, \
-                 sessions.index_version, CAST(sum(tracks.last_seq) AS bigint) AS actions \
+                 sessions.index_version, CAST(sum({ACTIONS_OF_TRACK}) AS bigint) AS actions \
              FROM sessions JOIN tracks ON tracks.session_id = sessions.id \
              WHERE sessions.id >= $2 AND sessions.id < $3 AND sessions.action_count > sessions.archived_count \
                  AND {MAY_BE_ARCHIVED} \

@@ -2,7 +2,7 @@
 //! was written before.
 //!
 //! Reading locks nothing. What was read is written in one transaction, for the sessions that nobody else has indexed
-//! meanwhile; a track stays dirty unless it is still where it was when its actions were read. The roll-up changes by exactly
+//! meanwhile; a track stays dirty unless it is still where it was when its actions were read, and nobody has deleted any by hand. The roll-up changes by exactly
 //! what the rows of the sessions change by, so that it is always their sum.
 
 mod definitions;
@@ -133,8 +133,32 @@ struct Reading {
     row: session::Model,
     /// How far its tracks were before its actions were read.
     tracks: Vec<Track>,
+    /// Number of actions that were read, by the track's number.
+    of_tracks: HashMap<i16, i64>,
     summary: Summary,
     facets: Facets,
+}
+
+impl Reading {
+    /// How many of a track's actions are not there.
+    fn lost_count(&self, track: &Track) -> i64 {
+        track.last_seq - self.of_tracks.get(&track.number).copied().unwrap_or(0)
+    }
+}
+
+/// What was read of a session.
+#[derive(Default)]
+struct Read {
+    summing: Summing,
+    /// Number of actions, by the track's number.
+    of_tracks: HashMap<i16, i64>,
+}
+
+impl Read {
+    fn push(&mut self, track: i16, timestamp: DateTime<Utc>, kind: &str, target: &str) {
+        self.summing.push(timestamp, kind, target);
+        *self.of_tracks.entry(track).or_default() += 1;
+    }
 }
 
 impl Store {
@@ -230,14 +254,15 @@ impl Store {
             session::Entity::find().filter(session::Column::Id.is_in(ids.iter().copied())).all(&self.read).await?;
         let mut summings = self.index_sum(sessions).await?;
         let readings = rows.into_iter().map(|row| {
-            let (summary, facets) = summings.remove(&row.id).unwrap_or_default().finish();
-            Reading { tracks: tracks.remove(&row.id).unwrap_or_default(), row, summary, facets }
+            let Read { summing, of_tracks } = summings.remove(&row.id).unwrap_or_default();
+            let (summary, facets) = summing.finish();
+            Reading { tracks: tracks.remove(&row.id).unwrap_or_default(), of_tracks, row, summary, facets }
         });
         Ok(readings.collect())
     }
 
     /// Reads all actions of sessions, in the order of playback.
-    async fn index_sum(&self, sessions: &[DueSession]) -> Result<HashMap<Uuid, Summing>, Failure> {
+    async fn index_sum(&self, sessions: &[DueSession]) -> Result<HashMap<Uuid, Read>, Failure> {
         let ids: Vec<_> = sessions.iter().map(|session| session.session_id).collect();
         let archived: HashSet<Uuid> = self.segments_of(&ids).await?.into_values().flatten().collect();
         let (archived, sessions): (Vec<DueSession>, Vec<DueSession>) =
@@ -245,16 +270,16 @@ impl Store {
         let mut summings = self.index_sum_rows(&sessions).await?;
         for session in archived {
             let mut actions = self.actions_in_order(&[session.session_id], false).await?;
-            while let Some(ArchivedAction { session, stored: StoredAction { action, .. } }) = actions.next().await? {
-                summings.entry(session).or_default().push(action.timestamp, &action.kind, &action.target);
+            while let Some(ArchivedAction { session, stored: StoredAction { track, action, .. } }) = actions.next().await? {
+                summings.entry(session).or_default().push(track, action.timestamp, &action.kind, &action.target);
             }
         }
         Ok(summings)
     }
 
     /// The same of sessions that are not archived.
-    async fn index_sum_rows(&self, sessions: &[DueSession]) -> Result<HashMap<Uuid, Summing>, Failure> {
-        let mut summings: HashMap<Uuid, Summing> = HashMap::new();
+    async fn index_sum_rows(&self, sessions: &[DueSession]) -> Result<HashMap<Uuid, Read>, Failure> {
+        let mut summings: HashMap<Uuid, Read> = HashMap::new();
         if sessions.is_empty() {
             return Ok(summings);
         }
@@ -297,7 +322,7 @@ impl Store {
                 page.into_tuple::<(Uuid, DateTime<Utc>, i16, i64, String, String)>().stream(&self.read).await?;
             let (mut count, mut last) = (0, None);
             while let Some((session, timestamp, track, seq, kind, target)) = rows.try_next().await? {
-                summings.entry(session).or_default().push(timestamp, &kind, &target);
+                summings.entry(session).or_default().push(track, timestamp, &kind, &target);
                 (count, last) = (count + 1, Some((timestamp, track, seq)));
             }
             if sessions.len() > 1 || count < ACTIONS_A_STATEMENT {

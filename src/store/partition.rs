@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::{
     Store,
     failure::{Cause, Failure},
+    hand_deletes::OWN_DELETE,
 };
 use crate::{
     error::{Error, Result},
@@ -45,6 +46,9 @@ const LOCK_PAUSE: Duration = Duration::from_millis(300);
 /// The tables that have partitions, all of the same days.
 pub(super) const TABLES: [&str; 2] = ["actions", "session_facets"];
 
+/// The one of them of whose partitions it is told when somebody deletes from them by hand.
+const WATCHED: &str = "actions";
+
 /// What to do with a day's rows that lie in the DEFAULT partition.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Strays {
@@ -58,7 +62,7 @@ enum Strays {
 const DAY_IN_NAME: &str = "%Y%m%d";
 
 /// Key of the advisory lock under which partitions are made: "reel" in ASCII, and 2.
-const PARTITION_LOCK: i64 = 0x7265_656c_0000_0002;
+pub(super) const PARTITION_LOCK: i64 = 0x7265_656c_0000_0002;
 
 /// Days whose partition was seen to, so that not every session start asks the catalogue.
 #[derive(Debug, Default)]
@@ -120,7 +124,7 @@ impl Store {
         if !self.is_postgres() {
             return Ok(());
         }
-        let mut outcome = self.partitions_make_ahead(now).await;
+        let mut outcome = self.partitions_make_ahead(now).await.and(self.partitions_watch().await);
         for table in TABLES {
             let mut after = Uuid::nil();
             while let Some(session) = self.first_session_in_default(table, after).await? {
@@ -191,7 +195,11 @@ impl Store {
         }
         // ATTACH, unlike CREATE … PARTITION OF, lets others go on reading and writing other partitions.
         tx.execute_unprepared(&format!("CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")).await?;
+        if table == WATCHED {
+            tx.execute_unprepared(&format!("SELECT reel_watch_deletes('{name}')")).await?;
+        }
         if has_strays {
+            tx.execute_unprepared(OWN_DELETE).await?;
             tx.execute_unprepared(&format!("ALTER TABLE {table} DETACH PARTITION {table}_default")).await?;
             tx.execute_unprepared(&format!(
                 "WITH moved AS (DELETE FROM {table}_default WHERE session_id >= '{from}' AND session_id < '{to}' \

@@ -18,7 +18,7 @@ use sea_orm::{ConnectionTrait as _, DatabaseTransaction, FromQueryResult, Statem
 use uuid::Uuid;
 
 pub(super) use self::{caution::Caution, horizon::too_old};
-use super::{Store, failure::Failure};
+use super::{Store, failure::Failure, track::ACTIONS_OF_TRACK};
 use crate::{
     error::{Error, Result},
     model::{ExpiredDay, ExpiryReason, RetentionPolicy, RetentionReport, SessionId, Window},
@@ -159,7 +159,7 @@ impl Store {
         let day = self.day_of_session();
         let sql = format!(
             "SELECT day, count(*) AS sessions, CAST(sum(actions) AS bigint) AS actions, CAST(0 AS bigint) AS kept \
-             FROM (SELECT {day} AS day, (SELECT CAST(coalesce(sum(last_seq), 0) AS bigint) FROM tracks \
+             FROM (SELECT {day} AS day, (SELECT CAST(coalesce(sum({ACTIONS_OF_TRACK}), 0) AS bigint) FROM tracks \
                      WHERE tracks.session_id = sessions.id) AS actions \
                  FROM sessions WHERE {HAS_EXPIRED}) AS sized GROUP BY day"
         );
@@ -188,7 +188,7 @@ impl Store {
              FROM (SELECT {day} AS day, CASE WHEN {MAY_GO} THEN 1 ELSE 0 END AS may_go, \
                      coalesce(recorded.actions, 0) AS actions \
                  FROM sessions LEFT JOIN ( \
-                     SELECT session_id, sum(last_seq) AS actions FROM tracks WHERE session_id < $2 GROUP BY session_id \
+                     SELECT session_id, sum({ACTIONS_OF_TRACK}) AS actions FROM tracks WHERE session_id < $2 GROUP BY session_id \
                  ) AS recorded ON recorded.session_id = sessions.id \
                  WHERE sessions.id < $2) AS sized GROUP BY day"
         );
@@ -258,7 +258,7 @@ impl Store {
         struct Row {
             actions: i64,
         }
-        let sql = "SELECT CAST(coalesce(sum(last_seq), 0) AS bigint) AS actions FROM tracks";
+        let sql = format!("SELECT CAST(coalesce(sum({ACTIONS_OF_TRACK}), 0) AS bigint) AS actions FROM tracks");
         let row = Row::find_by_statement(Statement::from_string(self.backend, sql)).one(&self.read).await?;
         Ok(row.map_or(0, |row| row.actions))
     }

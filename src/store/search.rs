@@ -67,7 +67,7 @@ impl Store {
             let row = rows.into_iter().next().ok_or(Error::SessionNotFound)?;
             let tracks = question.tracks(&[row.id]).await?.remove(&row.id).unwrap_or_default();
             let summary = question.summary(&row, &tracks).await?;
-            Ok(FoundSession { session: from_row(row, tracks), summary, first_match: None })
+            Ok(FoundSession::new(from_row(row, tracks), summary, None))
         })
     }
 }
@@ -181,7 +181,7 @@ impl Question {
                 Some(summary) => summary,
                 None => self.summary(&row, &tracks).await?,
             };
-            sessions.push(FoundSession { session: from_row(row, tracks), summary, first_match });
+            sessions.push(FoundSession::new(from_row(row, tracks), summary, first_match));
         }
         Ok(FoundSessions { sessions, total })
     }
@@ -301,8 +301,7 @@ impl Question {
 
     /// What a session's actions say: what the index says, if that is all of them.
     async fn summary(&self, row: &session::Model, tracks: &[Track]) -> Result<Summary> {
-        // Seqs have no gaps and nothing is ever taken away from a session: as many as were indexed are the same.
-        let is_indexed = row.action_count == tracks.iter().map(|track| track.last_seq).sum::<i64>();
+        let is_indexed = !tracks.iter().any(|track| track.is_dirty);
         if is_indexed && self.outdated_below().await?.is_none_or(|below| row.id >= below) {
             return Ok(summary_of_row(row));
         }

@@ -17,10 +17,11 @@ use super::{
     Store,
     archive::make_stale,
     changes::{Erased, notify_erased_in_txn},
-    entity::{action, session, tombstone, track},
+    entity::{session, tombstone, track},
     erasure::{self, Whose},
     failure::{Attempts, Failure},
     index,
+    hand_deletes::delete_actions_in_txn,
     retention::too_old,
     track::tracks_of,
     user::{attributes_from_json, attributes_to_json},
@@ -347,7 +348,7 @@ impl Store {
         let uuid = id.as_uuid();
         // The tracks' locks keep writers out until the session is gone; then its foreign key does.
         let locked = track::Entity::find().filter(track::Column::SessionId.eq(uuid)).lock_exclusive().all(&tx).await?;
-        let actions = locked.iter().map(|track| track.last_seq).sum();
+        let actions = locked.into_iter().map(|row| super::track::from_row(row).action_count()).sum();
         let row = session::Entity::find_by_id(uuid).lock_exclusive().one(&tx).await?;
         let segment = row.and_then(|row| row.segment_id);
         let gone = session::Entity::delete_by_id(uuid).filter(condition).exec(&tx).await?;
@@ -363,7 +364,7 @@ impl Store {
         if let Some(segment) = segment {
             make_stale(&tx, segment).await?;
         }
-        action::Entity::delete_many().filter(action::Column::SessionId.eq(uuid)).exec(&tx).await?;
+        delete_actions_in_txn(&tx, uuid).await?;
         if let Some(whose) = erasure {
             erasure::note_in_txn(&tx, whose, id, actions, now).await?;
         }
@@ -382,6 +383,9 @@ pub(super) fn from_row(row: session::Model, tracks: Vec<Track>) -> Session {
         attributes: attributes_from_json(row.attributes),
         pin: row.pinned_until.map(|until| Pin { until, reason: row.pin_reason.unwrap_or_default() }),
         expires_at: row.expires_at,
+        action_count: tracks.iter().map(Track::action_count).sum(),
+        error_count: tracks.iter().map(|track| track.error_count).sum(),
+        last_action_at: tracks.iter().filter_map(|track| track.last_action_at).max(),
         tracks,
     }
 }

@@ -11,6 +11,9 @@ use crate::{
     model::{SessionId, Track},
 };
 
+/// Number of a track's actions in SQL, as far as is known what was deleted by hand.
+pub(super) const ACTIONS_OF_TRACK: &str = "(tracks.last_seq - coalesce(tracks.lost_count, 0))";
+
 impl Store {
     /// The tracks of a session by number, and whether it has ended.
     pub async fn track_list(&self, session: SessionId) -> Result<(Vec<Track>, bool)> {
@@ -61,5 +64,8 @@ pub(super) fn from_row(row: track::Model) -> Track {
         rejected_count: row.rejected_count,
         error_count: row.error_count,
         last_action_at: row.last_action_at,
+        is_dirty: row.dirty,
+        lost_count: row.lost_count,
+        cut: row.cut,
     }
 }

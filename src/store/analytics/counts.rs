@@ -17,7 +17,7 @@ use sea_orm::{
     sea_query::{Expr, JoinType},
 };
 
-use self::columns::{Columns, key_of};
+use self::columns::{Columns, key_of, key_of_track};
 use super::{sessions_where, tally::Tally};
 use crate::{
     error::{Error, Result},
@@ -27,6 +27,7 @@ use crate::{
         entity::{session, track},
         question::Question,
         search::{Depth, Matched},
+        track::ACTIONS_OF_TRACK,
     },
 };
 
@@ -76,7 +77,7 @@ impl Store {
             match way {
                 Way::Facets => question.count_by_facets(counting, &matched, &mut tally).await?,
                 Way::Summaries => question.count_by_summaries(counting, &matched, &mut tally).await?,
-                Way::Tracks => question.count_by_tracks(counting, &matched, now, &mut tally).await?,
+                Way::Tracks => question.count_by_tracks(counting, &matched, &mut tally).await?,
                 Way::Actions => question.count_by_actions(counting, &matched, now, &mut tally).await?,
             }
             Ok(tally.finish(counting.limit))
@@ -109,23 +110,22 @@ impl Question {
         Ok(())
     }
 
-    /// Query `tracks by group`. What tracks say is always exact.
-    async fn count_by_tracks(
-        &self,
-        counting: &ActionCounting,
-        matched: &Matched,
-        now: DateTime<Utc>,
-        tally: &mut Tally,
-    ) -> Result<()> {
-        for condition in matched.all(&counting.filter, now, self) {
-            let mut query = sessions_where(condition);
+    /// Query `tracks by group`.
+    async fn count_by_tracks(&self, counting: &ActionCounting, matched: &Matched, tally: &mut Tally) -> Result<()> {
+        for condition in &matched.clean {
+            let mut query = sessions_where(condition.clone());
             let of_session = Expr::col((track::Entity, track::Column::SessionId));
             let of_session = of_session.equals((session::Entity, session::Column::Id));
             query.join(JoinType::InnerJoin, track::Entity, of_session);
             let columns = Columns::of(&counting.group_by, self.backend());
-            columns.select(&mut query, Expr::col((track::Entity, track::Column::LastSeq)).sum());
+            columns.select(&mut query, Expr::cust(format!("sum({ACTIONS_OF_TRACK})")));
             for row in columns.rows(self, "tracks by group", &query).await? {
                 tally.add(row.key, row.count)?;
+            }
+        }
+        for session in &matched.dirty {
+            for track in &session.tracks {
+                tally.add(key_of_track(&counting.group_by, session, track), track.action_count())?;
             }
         }
         Ok(())

@@ -13,13 +13,15 @@ use crate::{
     archive::Written,
     error::{Error, Result},
     failpoint,
-    model::{ExpiredDay, Window},
+    model::{ExpiredDay, Track, Window},
     store::{
-        entity::{action, segment_file::FileState, session, track},
+        entity::{segment_file::FileState, session, track},
         failure::{Attempts, Failure},
         index::Table,
         lease::Lease,
+        hand_deletes::delete_actions_in_txn,
         partition::{count_drop, detach, partition_bytes_of_table, partition_name, windows_of_table},
+        track::{ACTIONS_OF_TRACK, from_row as track_from_row},
     },
 };
 
@@ -67,9 +69,11 @@ impl Store {
             return Ok(false);
         }
         let (from, to) = window.bounds();
-        let sql = "SELECT CAST(coalesce(sum(tracks.last_seq), 0) - \
+        let sql = format!(
+            "SELECT CAST(coalesce(sum({ACTIONS_OF_TRACK}), 0) - \
                  (SELECT coalesce(sum(archived_count), 0) FROM sessions WHERE id >= $1 AND id < $2) AS bigint) AS actions \
-             FROM tracks WHERE session_id >= $1 AND session_id < $2";
+             FROM tracks WHERE session_id >= $1 AND session_id < $2"
+        );
         let row = Count::find_by_statement(Statement::from_sql_and_values(self.backend, sql, [from.into(), to.into()]));
         let rows = row.one(&self.read).await?.map_or(0, |row| row.actions);
         let archived: i64 = sessions.iter().map(|session| session.actions - session.archived_count).sum();
@@ -128,7 +132,7 @@ impl Store {
         let grown = format!(
             "SELECT sessions.id FROM sessions JOIN tracks ON tracks.session_id = sessions.id \
              WHERE sessions.id >= $1 AND sessions.id < $2 AND sessions.segment_id IN ({segments}) \
-             GROUP BY sessions.id HAVING sum(tracks.last_seq) <> sessions.archived_count \
+             GROUP BY sessions.id HAVING sum({ACTIONS_OF_TRACK}) <> sessions.archived_count \
                  OR sum(CASE WHEN tracks.dirty THEN 1 ELSE 0 END) > 0"
         );
         let grown = Statement::from_sql_and_values(self.backend, grown, [from.into(), to.into()]);
@@ -197,15 +201,16 @@ impl Store {
         // The tracks' locks keep writers out, as when a session is erased.
         let tracks =
             track::Entity::find().filter(track::Column::SessionId.eq(archived.id)).lock_exclusive().all(&tx).await?;
-        let actions: i64 = tracks.iter().map(|track| track.last_seq).sum();
-        let is_changed = actions != archived.actions || tracks.iter().any(|track| track.dirty);
+        let tracks: Vec<_> = tracks.into_iter().map(track_from_row).collect();
+        let actions: i64 = tracks.iter().map(Track::action_count).sum();
+        let is_changed = actions != archived.actions || tracks.iter().any(|track| track.is_dirty);
         if is_changed || !is_in_use(&tx, segment, path).await? {
             return Ok(false);
         }
         if claim(&tx, segment, std::slice::from_ref(archived)).await?.is_empty() {
             return Ok(false);
         }
-        action::Entity::delete_many().filter(action::Column::SessionId.eq(archived.id)).exec(&tx).await?;
+        delete_actions_in_txn(&tx, archived.id).await?;
         leave(&tx, archived.segment_id.into_iter().collect()).await?;
         tx.commit().await?;
         Ok(true)

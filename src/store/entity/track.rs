@@ -28,8 +28,13 @@ pub struct Model {
     pub last_action_at: Option<DateTimeUtc>,
     /// When its last batch arrived.
     pub last_received_at: DateTimeUtc,
-    /// Whether it has actions that are not in the index.
+    /// Whether it has actions that are not in the index, or had some that are not there any more.
     pub dirty: bool,
+    /// Number of seqs under which nothing is stored any more, because somebody has deleted it by hand. None where that is not
+    /// known.
+    pub lost_count: Option<i64>,
+    /// Changes with everything that is deleted by hand.
+    pub cut: i64,
 }
 
 /// None are needed: queries name what they join.

@@ -31,6 +31,10 @@ pub enum Difference {
     Summary(SessionId),
     /// The facets of a session.
     Facets(SessionId),
+    /// How many of a session's actions are there, by its tracks.
+    Tracks(SessionId),
+    /// The facets of so many sessions of a day that are not there.
+    Gone(NaiveDate, i64),
     /// The roll-up of a day: so many facets are wrong.
     Day(NaiveDate, usize),
 }
@@ -40,6 +44,11 @@ struct SumOfDay {
     facet_id: i32,
     actions: i64,
     sessions: i64,
+}
+
+#[derive(FromQueryResult)]
+struct Count {
+    count: i64,
 }
 
 impl Store {
@@ -62,22 +71,68 @@ impl Store {
             checked += u64::try_from(rows.len()).unwrap_or(u64::MAX);
             differences.extend(self.verify_sessions(&rows, bounds).await?);
         }
-        for day in from.iter_days().take_while(|day| *day < to) {
+        let mut next = from;
+        while let Some(day) = self.index_day_from(next).await?.filter(|day| *day < to) {
+            let gone = self.count_gone(day).await?;
+            if gone > 0 {
+                differences.push(Difference::Gone(day, gone));
+            }
             let wrong = self.verify_day(day).await?;
             if wrong > 0 {
                 differences.push(Difference::Day(day, wrong));
             }
+            next = next_day(day);
         }
         Ok((checked, differences))
     }
 
-    /// The days on which sessions have started: the first, and the one after the last.
-    pub async fn index_days(&self) -> Result<Option<(NaiveDate, NaiveDate)>> {
-        let ids = || session::Entity::find().select_only().column(session::Column::Id);
-        let first: Option<(Uuid,)> = ids().order_by_asc(session::Column::Id).into_tuple().one(&self.read).await?;
-        let last: Option<(Uuid,)> = ids().order_by_desc(session::Column::Id).into_tuple().one(&self.read).await?;
-        let day = |id: Uuid| SessionId::from_uuid(id).started_at().date_naive();
-        Ok(first.zip(last).map(|((first,), (last,))| (day(first), next_day(day(last)))))
+    /// The first day, from one on, on which a session has started, or of which the index has anything.
+    pub async fn index_day_from(&self, from: NaiveDate) -> Result<Option<NaiveDate>> {
+        let of_session = session::Entity::find()
+            .select_only()
+            .column(session::Column::Id)
+            .filter(session::Column::Id.gte(first_id(from)))
+            .order_by_asc(session::Column::Id)
+            .into_tuple()
+            .one(&self.read)
+            .await?;
+        // Uses `session_facets_session`.
+        let of_facets = session_facet::Entity::find()
+            .select_only()
+            .column(session_facet::Column::SessionId)
+            .filter(session_facet::Column::SessionId.gte(first_id(from)))
+            .order_by_asc(session_facet::Column::SessionId)
+            .into_tuple()
+            .one(&self.read)
+            .await?;
+        let of_roll_up: Option<(NaiveDate,)> = facet_day::Entity::find()
+            .select_only()
+            .column(facet_day::Column::Day)
+            .filter(facet_day::Column::Day.gte(from))
+            .order_by_asc(facet_day::Column::Day)
+            .into_tuple()
+            .one(&self.read)
+            .await?;
+        let of_session = of_session.map(|(id,): (Uuid,)| day_of(id));
+        let of_facets = of_facets.map(|(id,): (Uuid,)| day_of(id));
+        Ok([of_session, of_facets, of_roll_up.map(|(day,)| day)].into_iter().flatten().min())
+    }
+
+    /// How many facets are in no session. They go by themselves: whoever forgets sweeps them.
+    pub async fn index_loose_facets(&self) -> Result<i64> {
+        let sql = format!("SELECT count(*) AS count FROM facets WHERE {}", self.is_loose());
+        let row = Count::find_by_statement(Statement::from_string(self.backend, sql)).one(&self.read).await?;
+        Ok(row.map_or(0, |row| row.count))
+    }
+
+    /// How many sessions of a day the index has facets of that are not there.
+    async fn count_gone(&self, day: NaiveDate) -> Result<i64> {
+        let sql = "SELECT count(DISTINCT session_id) AS count FROM session_facets \
+             WHERE session_id >= $1 AND session_id < $2 \
+                 AND NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.id = session_facets.session_id)";
+        let values = [first_id(day).into(), first_id(next_day(day)).into()];
+        let statement = Statement::from_sql_and_values(self.backend, sql, values);
+        Ok(Count::find_by_statement(statement).one(&self.read).await?.map_or(0, |row| row.count))
     }
 
     async fn verify_sessions(&self, rows: &[session::Model], bounds: (Uuid, Uuid)) -> Result<Vec<Difference>> {
@@ -161,7 +216,8 @@ impl Store {
         }
         for sql in [
             "UPDATE sessions SET index_version = index_version + 1 WHERE id >= $1 AND id < $2",
-            "UPDATE tracks SET dirty = true WHERE session_id >= $1 AND session_id < $2 AND NOT dirty",
+            "UPDATE tracks SET dirty = true, lost_count = NULL WHERE session_id >= $1 AND session_id < $2 \
+                 AND (NOT dirty OR lost_count IS NOT NULL)",
             "DELETE FROM session_facets WHERE session_id >= $1 AND session_id < $2",
         ] {
             tx.execute_raw(Statement::from_sql_and_values(self.backend, sql, [from.into(), to.into()])).await?;
@@ -205,14 +261,21 @@ fn differs(
     if summary_of_row(&reading.row) != reading.summary || reading.row.duration_ms != duration {
         return Some(Difference::Summary(id));
     }
-    let is_same = numbered(&reading.facets, ids) == stored.unwrap_or_default();
-    (!is_same).then_some(Difference::Facets(id))
+    if numbered(&reading.facets, ids) != stored.unwrap_or_default() {
+        return Some(Difference::Facets(id));
+    }
+    let is_same = reading.tracks.iter().all(|track| track.lost_count == Some(reading.lost_count(track)));
+    (!is_same).then_some(Difference::Tracks(id))
 }
 
 fn numbered(facets: &Facets, ids: &FacetIds) -> BTreeMap<i32, (i64, DateTime<Utc>)> {
     let all =
         facets.iter().flat_map(|(kind, targets)| targets.iter().map(move |(target, facet)| (kind, target, facet)));
     all.map(|(kind, target, facet)| (ids.get(kind, target).unwrap_or(-1), (facet.count, facet.first_at))).collect()
+}
+
+fn day_of(session: Uuid) -> NaiveDate {
+    SessionId::from_uuid(session).started_at().date_naive()
 }
 
 fn next_day(day: NaiveDate) -> NaiveDate {

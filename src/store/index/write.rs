@@ -1,6 +1,6 @@
 //! Writes what was read into the index, as the difference to what was there.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use chrono::{DateTime, NaiveDate, Utc};
 use sea_orm::{ConnectionTrait, DatabaseBackend, DatabaseTransaction, DbErr, FromQueryResult, Statement, Value};
@@ -44,10 +44,18 @@ const FACETS_THERE: Table = Table {
     tail: " JOIN facets ON facets.id = given.id",
 };
 
+/// Uses `session_facets_session`.
 const FACETS_BEFORE: Table = Table {
-    columns: &[("facet_id", "integer"), ("session_id", "uuid")],
+    columns: &[("session_id", "uuid")],
     head: "SELECT rows.facet_id, rows.session_id, rows.count, rows.first_at FROM ",
-    tail: " JOIN session_facets AS rows ON rows.facet_id = given.facet_id AND rows.session_id = given.session_id",
+    tail: " JOIN session_facets AS rows ON rows.session_id = given.session_id",
+};
+
+/// Facets that a session had and has not any more: somebody has deleted actions by hand.
+const FACETS_GONE: Table = Table {
+    columns: &[("facet_id", "integer"), ("session_id", "uuid")],
+    head: "DELETE FROM session_facets WHERE (facet_id, session_id) IN (SELECT given.facet_id, given.session_id FROM ",
+    tail: ")",
 };
 
 const SESSION_FACETS: Table = Table {
@@ -69,12 +77,20 @@ const FACET_DAYS: Table = Table {
 /// An upsert that only ever updates: it takes the locks one after the other in the order of the rows given, as the writers of
 /// actions do. The rows are there: their sessions are locked.
 const TRACKS: Table = Table {
-    columns: &[("session_id", "uuid"), ("number", "smallint"), ("source", "text"), ("last_seq", "bigint")],
+    columns: &[
+        ("session_id", "uuid"),
+        ("number", "smallint"),
+        ("source", "text"),
+        ("last_seq", "bigint"),
+        ("lost_count", "bigint"),
+        ("cut", "bigint"),
+    ],
     head: "INSERT INTO tracks (session_id, number, source, last_seq, accepted_count, duplicate_count, rejected_count, \
-           error_count, last_received_at) \
-           SELECT given.session_id, given.number, given.source, given.last_seq, 0, 0, 0, 0, '1970-01-01T00:00:00+00:00' FROM ",
-    tail: " WHERE true ON CONFLICT (session_id, source) DO UPDATE SET dirty = false \
-           WHERE tracks.last_seq = excluded.last_seq",
+           error_count, last_received_at, lost_count, cut) \
+           SELECT given.session_id, given.number, given.source, given.last_seq, 0, 0, 0, 0, '1970-01-01T00:00:00+00:00', \
+           given.lost_count, given.cut FROM ",
+    tail: " WHERE true ON CONFLICT (session_id, source) DO UPDATE SET dirty = false, lost_count = excluded.lost_count \
+           WHERE tracks.last_seq = excluded.last_seq AND tracks.cut = excluded.cut",
 };
 
 /// A statement over rows that are given.
@@ -92,25 +108,35 @@ pub(super) async fn in_txn(tx: &DatabaseTransaction, readings: &[Reading], ids: 
     if !are_there(tx, facets.keys().map(|(facet, _)| *facet).collect()).await? {
         return Err(Failure::Outdated);
     }
-    let known: HashSet<Uuid> =
-        ours.iter().filter(|reading| reading.row.index_version > 0).map(|reading| reading.row.id).collect();
-    let before = facets_before(tx, facets.keys().filter(|(_, session)| known.contains(session))).await?;
+    let known = ours.iter().filter(|reading| reading.row.index_version > 0).map(|reading| reading.row.id);
+    let mut before = facets_before(tx, known).await?;
     let mut days: BTreeMap<(NaiveDate, i32), (i64, i64)> = BTreeMap::new();
     let mut changed = Vec::new();
     for ((facet, session), (count, first_at)) in facets {
-        let old = before.get(&(facet, session));
-        if old == Some(&(count, first_at)) {
+        let old = before.remove(&(facet, session));
+        if old == Some((count, first_at)) {
             continue;
         }
         changed.push(vec![facet.into(), session.into(), count.into(), first_at.into()]);
-        let day = SessionId::from_uuid(session).started_at().date_naive();
-        let totals = days.entry((day, facet)).or_default();
-        totals.0 += i64::from(count) - old.map_or(0, |(count, _)| i64::from(*count));
+        let totals = days.entry((day_of(session), facet)).or_default();
+        totals.0 += i64::from(count) - old.map_or(0, |(count, _)| i64::from(count));
         totals.1 += i64::from(old.is_none());
     }
+    let mut gone = Vec::new();
+    for ((facet, session), (count, _)) in before {
+        gone.push(vec![facet.into(), session.into()]);
+        let totals = days.entry((day_of(session), facet)).or_default();
+        totals.0 -= i64::from(count);
+        totals.1 -= 1;
+    }
+    FACETS_GONE.run(tx, gone).await?;
     SESSION_FACETS.run(tx, changed).await?;
     write_days(tx, days).await?;
     clean_tracks(tx, &ours).await
+}
+
+fn day_of(session: Uuid) -> NaiveDate {
+    SessionId::from_uuid(session).started_at().date_naive()
 }
 
 /// Adds to the roll-up: to the actions and to the sessions of each facet of a day.
@@ -183,11 +209,8 @@ fn facets_of(readings: &[&Reading], ids: &FacetIds) -> Result<FacetRows, Error> 
     Ok(rows)
 }
 
-/// What the index has of these facets in these sessions. Whatever it had of a session is among what the session has now.
-async fn facets_before<'a>(
-    tx: &DatabaseTransaction,
-    keys: impl Iterator<Item = &'a (i32, Uuid)>,
-) -> Result<HashMap<(i32, Uuid), (i32, DateTime<Utc>)>, DbErr> {
+/// What the index has of these sessions.
+async fn facets_before(tx: &DatabaseTransaction, sessions: impl Iterator<Item = Uuid>) -> Result<FacetRows, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         facet_id: i32,
@@ -195,18 +218,25 @@ async fn facets_before<'a>(
         count: i32,
         first_at: DateTime<Utc>,
     }
-    let keys = keys.map(|(facet, session)| vec![(*facet).into(), (*session).into()]).collect();
-    let rows: Vec<Row> = FACETS_BEFORE.rows(tx, keys).await?;
+    let rows: Vec<Row> = FACETS_BEFORE.rows(tx, sessions.map(|session| vec![session.into()]).collect()).await?;
     Ok(rows.into_iter().map(|row| ((row.facet_id, row.session_id), (row.count, row.first_at))).collect())
 }
 
 async fn clean_tracks(tx: &DatabaseTransaction, readings: &[&Reading]) -> Result<(), Failure> {
-    let tracks = readings.iter().flat_map(|reading| reading.tracks.iter().map(|track| (reading.row.id, track)));
+    let tracks = readings.iter().flat_map(|reading| reading.tracks.iter().map(move |track| (reading, track)));
     let mut tracks: Vec<_> = tracks.collect();
-    tracks
-        .sort_by(|(one, one_track), (other, other_track)| (one, &one_track.source).cmp(&(other, &other_track.source)));
-    let rows = tracks.into_iter().map(|(session, track)| {
-        vec![session.into(), track.number.into(), track.source.clone().into(), track.last_seq.into()]
+    tracks.sort_by(|(one, one_track), (other, other_track)| {
+        (one.row.id, &one_track.source).cmp(&(other.row.id, &other_track.source))
+    });
+    let rows = tracks.into_iter().map(|(reading, track)| {
+        vec![
+            reading.row.id.into(),
+            track.number.into(),
+            track.source.clone().into(),
+            track.last_seq.into(),
+            reading.lost_count(track).into(),
+            track.cut.into(),
+        ]
     });
     Ok(TRACKS.run(tx, rows.collect()).await?)
 }

@@ -94,7 +94,7 @@ impl Store {
     /// Removes what the roll-up says of no session, and facets that are in no session. In steps, each a transaction of its own:
     /// whoever else writes waits for a moment only. Indexers wait meanwhile, and see before they write that a facet has gone
     /// which they remember.
-    pub(in crate::store) async fn facets_sweep(&self) -> Result<()> {
+    pub async fn facets_sweep(&self) -> Result<()> {
         while self.sweep_step(Sweep::Days).await?.is_some() {}
         let mut after = 0;
         while let Some(last) = self.sweep_step(Sweep::Facets { after }).await? {
@@ -151,7 +151,7 @@ impl Store {
 
     /// Whether a facet is in no session: on PostgreSQL the roll-up knows without a look into each partition (and has an index
     /// for it), on SQLite the sessions' facets are in the order of facets.
-    fn is_loose(&self) -> &'static str {
+    pub(in crate::store) fn is_loose(&self) -> &'static str {
         if self.is_postgres() {
             "NOT EXISTS (SELECT 1 FROM facet_days WHERE facet_days.facet_id = facets.id)"
         } else {

@@ -15,7 +15,9 @@ use crate::{
         changes::{Erased, notify_erased_in_txn},
         failure::{Attempts, Failure},
         index::FACETS_LOCK,
+        hand_deletes::OWN_DELETE,
         partition::{TABLES, count_drop, detach, partition_bytes_of_table, partition_name, windows_of_table},
+        track::ACTIONS_OF_TRACK,
     },
 };
 
@@ -41,7 +43,7 @@ impl Store {
         self.partitions_are_free().await?;
         let tx = self.begin_long().await?;
         let (from, to) = day.window.bounds();
-        tx.execute_unprepared("SET LOCAL reel.expiring = 'on'").await?;
+        tx.execute_unprepared(&format!("SET LOCAL reel.expiring = 'on'; {OWN_DELETE}")).await?;
         // Indexers write to the tables and to the roll-up of these days: not meanwhile.
         tx.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({FACETS_LOCK})")).await?;
         let mut bytes = 0;
@@ -59,7 +61,7 @@ impl Store {
         let sql = format!(
             "WITH gone AS (DELETE FROM sessions WHERE id >= $2 AND id < $3 AND {MAY_GO} RETURNING id, segment_id), \
              left_behind AS (UPDATE segments SET stale = stale + 1 WHERE id IN (SELECT segment_id FROM gone)){tombstones} \
-             SELECT (SELECT count(*) FROM gone) AS sessions, CAST(coalesce(sum(last_seq), 0) AS bigint) AS actions FROM tracks \
+             SELECT (SELECT count(*) FROM gone) AS sessions, CAST(coalesce(sum({ACTIONS_OF_TRACK}), 0) AS bigint) AS actions FROM tracks \
              WHERE session_id >= $2 AND session_id < $3 AND session_id IN (SELECT id FROM gone)"
         );
         let statement = Statement::from_sql_and_values(self.backend, sql, values);

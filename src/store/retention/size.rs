@@ -9,7 +9,10 @@ use super::{DayRow, MAY_GO, Store, share};
 use crate::{
     error::Result,
     model::{ArchiveStats, StorageStats, StoredDay, TableBytes, Window},
-    store::partition::{TABLES, partition_window},
+    store::{
+        partition::{TABLES, partition_window},
+        track::ACTIONS_OF_TRACK,
+    },
 };
 
 /// Everything that is ours. A test compares it with what migrations make: others' tables in the same schema must not make
@@ -141,7 +144,7 @@ impl Store {
              FROM (SELECT {day} AS day, CASE WHEN {MAY_GO} THEN 0 ELSE 1 END AS kept, \
                      coalesce(recorded.actions, 0) AS actions \
                  FROM sessions LEFT JOIN ( \
-                     SELECT session_id, sum(last_seq) AS actions FROM tracks GROUP BY session_id \
+                     SELECT session_id, sum({ACTIONS_OF_TRACK}) AS actions FROM tracks GROUP BY session_id \
                  ) AS recorded ON recorded.session_id = sessions.id) AS sized GROUP BY day ORDER BY day"
         );
         let statement = Statement::from_sql_and_values(self.backend, sql, [now.into()]);

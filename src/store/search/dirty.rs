@@ -29,7 +29,7 @@ use crate::{
 /// What of the dirty sessions has to be known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Depth {
-    /// What their tracks say: counts, and the last action.
+    /// What their tracks say: counts, and the last action. Where somebody has deleted actions by hand, only actions do.
     Tracks,
     /// Their summary and facets too.
     Actions,
@@ -53,6 +53,21 @@ pub(in crate::store) struct DirtySession {
     pub(in crate::store) first_match: Option<DateTime<Utc>>,
     /// How often it was indexed before.
     pub(in crate::store) index_version: i64,
+}
+
+/// A look at the actions of a session.
+struct Look<'a> {
+    evaluation: Evaluation<'a>,
+    summing: Summing,
+    /// Number of actions, by the track's number.
+    of_tracks: HashMap<i16, i64>,
+}
+
+impl<'a> Look<'a> {
+    fn new(filter: &'a SessionFilter, session: Uuid) -> Self {
+        let evaluation = Evaluation::new(filter, SessionId::from_uuid(session).started_at());
+        Self { evaluation, summing: Summing::default(), of_tracks: HashMap::new() }
+    }
 }
 
 /// The dirty sessions of a filter.
@@ -92,13 +107,16 @@ impl Question {
         let rows: Vec<session::Model> = self.models("dirty sessions", &rows).await?;
         let all: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
         let mut tracks = self.tracks(&all).await?;
-        let mut matching: Vec<_> =
-            rows.into_iter().map(|row| DirtySession::new(tracks.remove(&row.id).unwrap_or_default(), row)).collect();
+        let sessions =
+            rows.into_iter().map(|row| DirtySession::new(tracks.remove(&row.id).unwrap_or_default(), row));
+        let (cut, mut matching): (Vec<_>, Vec<_>) = sessions.partition(|session| session.tracks.iter().any(Track::is_cut));
         matching.retain(|session| session.may_match(filter));
         let needs_summary = depth == Depth::Actions || filter.asks_for_summary();
         if needs_summary || filter.asks_for_actions() {
             matching = self.look_at_actions(matching, filter, needs_summary).await?;
         }
+        matching.extend(self.look_at_actions(cut, filter, true).await?);
+        matching.retain(|session| session.may_match(filter));
         Ok(DirtySessions { matching, all })
     }
 
@@ -115,21 +133,19 @@ impl Question {
         while sessions.peek().is_some() {
             let chunk: Vec<_> = sessions.by_ref().take(SESSIONS_A_STATEMENT).collect();
             let ids: Vec<_> = chunk.iter().map(|session| session.id.as_uuid()).collect();
-            let mut looks: HashMap<Uuid, (Evaluation<'_>, Summing)> = ids
-                .iter()
-                .map(|id| (*id, (Evaluation::new(filter, SessionId::from_uuid(*id).started_at()), Summing::default())))
-                .collect();
-            self.read_actions(&ids, wanted.clone(), needs_data(filter), |session, action| {
-                if let Some((evaluation, summing)) = looks.get_mut(&session) {
-                    evaluation.push(action);
-                    if needs_summary {
-                        summing.push(action.timestamp, action.kind, action.target);
-                    }
+            let mut looks: HashMap<Uuid, Look<'_>> = ids.iter().map(|id| (*id, Look::new(filter, *id))).collect();
+            let mut actions = self.actions_in_order(&ids, wanted.clone(), needs_data(filter)).await?;
+            while let Some(ArchivedAction { session, stored }) = actions.next().await? {
+                let Some(look) = looks.get_mut(&session) else { continue };
+                let action = ActionView::from(&stored.action);
+                look.evaluation.push(&action);
+                if needs_summary {
+                    look.summing.push(action.timestamp, action.kind, action.target);
+                    *look.of_tracks.entry(stored.track).or_default() += 1;
                 }
-            })
-            .await?;
+            }
             for mut session in chunk {
-                let Some((evaluation, summing)) = looks.remove(&session.id.as_uuid()) else { continue };
+                let Some(Look { evaluation, summing, of_tracks }) = looks.remove(&session.id.as_uuid()) else { continue };
                 let verdict = evaluation.finish();
                 session.first_match = verdict.first_at;
                 if needs_summary {
@@ -137,7 +153,7 @@ impl Question {
                     if !is_summary_of(&summary, filter) {
                         continue;
                     }
-                    (session.summary, session.facets) = (Some(summary), Some(facets));
+                    session.learn(summary, facets, &of_tracks);
                 }
                 if verdict.matches {
                     matching.push(session);
@@ -211,7 +227,7 @@ impl DirtySession {
             id: SessionId::from_uuid(row.id),
             user_id: row.user_id.clone(),
             attributes: attributes_from_json(row.attributes.clone()),
-            action_count: tracks.iter().map(|track| track.last_seq).sum(),
+            action_count: tracks.iter().map(Track::action_count).sum(),
             error_count: tracks.iter().map(|track| track.error_count).sum(),
             last_action_at: tracks.iter().filter_map(|track| track.last_action_at).max(),
             summary: None,
@@ -223,7 +239,18 @@ impl DirtySession {
         }
     }
 
-    /// Whether it matches as far as its tracks can tell.
+    /// Takes note of what all of its actions say.
+    fn learn(&mut self, summary: Summary, facets: Facets, of_tracks: &HashMap<i16, i64>) {
+        for track in &mut self.tracks {
+            track.lost_count = Some(track.last_seq - of_tracks.get(&track.number).copied().unwrap_or(0));
+        }
+        self.action_count = summary.action_count;
+        self.error_count = summary.error_count;
+        self.last_action_at = summary.last_action_at;
+        (self.summary, self.facets) = (Some(summary), Some(facets));
+    }
+
+    /// Whether it matches as far as its tracks can tell, or all of its actions have.
     fn may_match(&self, filter: &SessionFilter) -> bool {
         filter.action_count.contains(self.action_count)
             && filter.error_count.contains(self.error_count)

@@ -120,6 +120,17 @@ fn attribute(key: &str, is_postgres: bool) -> SimpleExpr {
     SimpleExpr::SubQuery(None, Box::new(entries.into()))
 }
 
+/// The key of what a dirty session has of a track.
+pub(super) fn key_of_track(dimensions: &[Dimension], session: &DirtySession, track: &Track) -> GroupKey {
+    let mut key = key_of(dimensions, session, None, None);
+    for (part, dimension) in key.iter_mut().zip(dimensions) {
+        if *dimension == Dimension::Source {
+            *part = Some(track.source.clone());
+        }
+    }
+    key
+}
+
 /// The key of what a dirty session has of a facet.
 pub(super) fn key_of(
     dimensions: &[Dimension],

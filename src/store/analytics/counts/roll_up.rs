@@ -1,7 +1,7 @@
 //! Counting by the daily roll-up. It is the sum of what the index has of the sessions of a day, dirty ones included: of those,
 //! what it has is taken away again.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 
 use chrono::{Days, NaiveDate, NaiveTime};
 use sea_orm::{
@@ -15,14 +15,11 @@ use crate::{
     error::Result,
     model::{ActionCounting, Dimension, SessionFilter, SessionId},
     store::{
-        entity::{facet, facet_day, session_facet},
+        entity::{facet_day, session_facet},
         question::Question,
-        search::{DirtySession, Matched, is_one_of},
+        search::{Matched, is_one_of},
     },
 };
-
-/// Facets that are looked up by one statement.
-const FACETS_A_STATEMENT: usize = 500;
 
 /// Dirty sessions whose rows are looked up by one statement.
 const SESSIONS_A_STATEMENT: usize = 200;
@@ -110,8 +107,7 @@ impl Question {
 
     /// What the roll-up of these days has of dirty sessions, to be taken away.
     ///
-    /// Query `roll-up of dirty sessions`. Uses the primary key of `session_facets`: what the index has of a session is among
-    /// the facets that the session has by now.
+    /// Query `roll-up of dirty sessions`. Uses `session_facets_session`.
     pub(super) async fn roll_up_of_dirty(
         &self,
         counting: &ActionCounting,
@@ -123,14 +119,9 @@ impl Question {
             matched.dirty.iter().filter(|session| session.index_version > 0 && days.contains(session.id)).collect();
         let by_facet = counting.group_by.iter().any(Dimension::is_of_facets);
         let by_day = counting.group_by.contains(&Dimension::SessionDay);
+        let wanted: Option<HashSet<i32>> = facets.map(|facets| facets.iter().copied().collect());
         let mut rows = Vec::new();
         for sessions in indexed.chunks(SESSIONS_A_STATEMENT) {
-            let numbers = self.numbers(sessions).await?;
-            let wanted = |facet: &i32| facets.is_none_or(|facets| facets.contains(facet));
-            let numbers: Vec<i32> = numbers.into_iter().filter(wanted).collect();
-            if numbers.is_empty() {
-                continue;
-            }
             let query = session_facet::Entity::find()
                 .select_only()
                 .columns([
@@ -138,13 +129,13 @@ impl Question {
                     session_facet::Column::SessionId,
                     session_facet::Column::Count,
                 ])
-                .filter(is_one_of(Expr::col((session_facet::Entity, session_facet::Column::FacetId)), &numbers))
                 .filter(
                     Expr::col((session_facet::Entity, session_facet::Column::SessionId))
                         .is_in(sessions.iter().map(|session| session.id.as_uuid())),
                 )
                 .into_query();
-            let found: Vec<(i32, Uuid, i32)> = self.rows("roll-up of dirty sessions", &query).await?;
+            let mut found: Vec<(i32, Uuid, i32)> = self.rows("roll-up of dirty sessions", &query).await?;
+            found.retain(|(facet, ..)| wanted.as_ref().is_none_or(|wanted| wanted.contains(facet)));
             rows.extend(found.into_iter().map(|(facet, session, count)| {
                 let day = SessionId::from_uuid(session).started_at().date_naive().to_string();
                 let key = by_day.then_some(Some(day)).into_iter().collect();
@@ -152,28 +143,5 @@ impl Question {
             }));
         }
         Ok(rows)
-    }
-
-    /// The numbers of the facets that these sessions have.
-    ///
-    /// Query `numbers of facets`. Uses the unique index on (type, target).
-    async fn numbers(&self, sessions: &[&DirtySession]) -> Result<BTreeSet<i32>, DbErr> {
-        let all = sessions.iter().flat_map(|session| session.facets.iter().flatten());
-        let all = all.flat_map(|(kind, targets)| targets.keys().map(move |target| (kind.as_str(), target.as_str())));
-        let distinct: HashSet<(&str, &str)> = all.collect();
-        let distinct: Vec<_> = distinct.into_iter().collect();
-        let mut numbers = BTreeSet::new();
-        for facets in distinct.chunks(FACETS_A_STATEMENT) {
-            let columns = Expr::tuple([Expr::col(facet::Column::Kind), Expr::col(facet::Column::Target)]);
-            let values = facets.iter().map(|(kind, target)| Expr::tuple([Expr::val(*kind), Expr::val(*target)]));
-            let query = facet::Entity::find()
-                .select_only()
-                .column(facet::Column::Id)
-                .filter(columns.is_in(values))
-                .into_query();
-            let rows: Vec<(i32,)> = self.rows("numbers of facets", &query).await?;
-            numbers.extend(rows.into_iter().map(|(id,)| id));
-        }
-        Ok(numbers)
     }
 }
