@@ -76,7 +76,8 @@ DROP TRIGGER actions_delete;
 DROP TABLE own_deletes;
 ";
 
-const REFUSAL: &str = "users.email is stored in lower case, or it is not found: write the address in lower case, with σ for ς";
+const REFUSAL: &str =
+    "users.email is stored in lower case, or it is not found: write the address in lower case, with σ for ς";
 
 /// Addresses that are mended between two looks.
 const ADDRESSES_A_STEP: usize = 1_000;
@@ -116,7 +117,8 @@ fn is_postgres(manager: &SchemaManager<'_>) -> bool {
 /// Those that somebody has written in plain SQL before.
 async fn mend_addresses(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
     let (backend, connection) = (manager.get_database_backend(), manager.get_connection());
-    let select = format!("SELECT id, email FROM users WHERE {} LIMIT {ADDRESSES_A_STEP}", is_not_lower("email", backend));
+    let select =
+        format!("SELECT id, email FROM users WHERE {} LIMIT {ADDRESSES_A_STEP}", is_not_lower("email", backend));
     loop {
         let rows = Address::find_by_statement(Statement::from_string(backend, select.as_str())).all(connection).await?;
         if rows.is_empty() {
@@ -141,7 +143,9 @@ fn refuse_addresses(manager: &SchemaManager<'_>) -> String {
         );
     }
     let trigger = |name, event| {
-        format!("CREATE TRIGGER {name} BEFORE {event} ON users WHEN {is_not_lower} BEGIN SELECT RAISE(ABORT, '{REFUSAL}'); END;")
+        format!(
+            "CREATE TRIGGER {name} BEFORE {event} ON users WHEN {is_not_lower} BEGIN SELECT RAISE(ABORT, '{REFUSAL}'); END;"
+        )
     };
     trigger("users_email_insert", "INSERT") + &trigger("users_email_update", "UPDATE OF email")
 }

@@ -270,7 +270,9 @@ impl Store {
         let mut summings = self.index_sum_rows(&sessions).await?;
         for session in archived {
             let mut actions = self.actions_in_order(&[session.session_id], false).await?;
-            while let Some(ArchivedAction { session, stored: StoredAction { track, action, .. } }) = actions.next().await? {
+            while let Some(ArchivedAction { session, stored: StoredAction { track, action, .. } }) =
+                actions.next().await?
+            {
                 summings.entry(session).or_default().push(track, action.timestamp, &action.kind, &action.target);
             }
         }

@@ -6,6 +6,7 @@
 mod answers;
 mod archived;
 mod ask;
+pub mod by_hand;
 mod matching;
 mod moved;
 mod questions;
@@ -73,11 +74,15 @@ pub async fn check_index(database: &TestDatabase) {
 
 /// The same with an archive.
 pub async fn check_index_with(database: &TestDatabase, arguments: &[&str]) {
+    let (is_right, said) = run_index(database, &[arguments, &["--verify"]].concat()).await;
+    assert!(is_right && said.contains(" 0 differences"), "{said}");
+}
+
+/// Runs `reel index`. Gives whether it found everything right, and what it said.
+pub async fn run_index(database: &TestDatabase, arguments: &[&str]) -> (bool, String) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_reel"));
-    command.args(["index"]).args(arguments);
-    command.args(["--verify", "--database-url", &database.url]);
+    command.args(["index", "--database-url", &database.url]).args(arguments);
     let output = command.output().await.unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains(" 0 differences"), "{text}");
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    (output.status.success(), said)
 }

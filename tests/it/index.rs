@@ -1,5 +1,7 @@
 //! The background indexer when something stands in its way. That its answers are right is tested in `exact`.
 
+mod by_hand;
+
 use reel::proto::SessionStart;
 
 use crate::{

@@ -1,10 +1,12 @@
 //! Users.
 
 use chrono::Utc;
+use migration::{Migrator, MigratorTrait as _};
 use reel::proto::{
     DeleteUserRequest, GetErasureRequest, GetUserRequest, ListUsersRequest, SessionStart, UpsertUserRequest, User,
     ingest_service_client::IngestServiceClient, user_service_client::UserServiceClient,
 };
+use sea_orm::ConnectionTrait as _;
 use sha2::{Digest as _, Sha256};
 use tonic::{Code, transport::Endpoint};
 
@@ -21,6 +23,8 @@ on_both_databases!(
     an_erasure_whose_process_is_killed_goes_on_and_says_how_far_it_is,
     an_erasure_that_fails_stops_no_other,
     a_user_row_deleted_in_plain_sql_takes_its_sessions_and_actions_along,
+    an_address_that_is_written_in_plain_sql_is_found_or_refused,
+    addresses_that_were_written_in_plain_sql_before_are_found,
 );
 
 async fn a_user_is_created_then_brought_up_to_date_field_by_field(backend: Backend) {
@@ -216,4 +220,57 @@ async fn a_user_row_deleted_in_plain_sql_takes_its_sessions_and_actions_along(ba
     let late = reel.append(&ids[0], "", 4, clicks(3..4)).await.unwrap_err();
     assert_eq!(reason(&late), "SESSION_ERASED");
     assert_eq!(reel.play_all(&ids[1]).await.len(), 3);
+}
+
+async fn number_of_email(reel: &Reel, email: &str) -> usize {
+    let request = ListUsersRequest { email: email.to_owned(), ..ListUsersRequest::default() };
+    reel.users().list_users(request).await.unwrap().into_inner().users.len()
+}
+
+async fn an_address_that_is_written_in_plain_sql_is_found_or_refused(backend: Backend) {
+    let (reel, database) = Reel::start(backend).await;
+    let request = UpsertUserRequest { user: Some(user("grace", "grace@example.com")) };
+    reel.users().upsert_user(request).await.unwrap();
+    let connection = database.connect().await;
+    for email in ["Grace@X.com", "grace@x.coM", "ÉVA@x.com", "οδυςσεύς@x.com", "Ǆ@x.com", "𐐀@x.com", "İ@x.com"]
+    {
+        for sql in [
+            format!("UPDATE users SET email = '{email}' WHERE id = 'grace'"),
+            format!(
+                "INSERT INTO users (id, email, attributes, created_at) SELECT 'new', '{email}', attributes, created_at FROM users"
+            ),
+        ] {
+            let refused = connection.execute_unprepared(&sql).await.unwrap_err().to_string();
+            assert!(refused.contains("write the address in lower case, with σ for ς"), "{sql}: {refused}");
+        }
+    }
+    for (email, asked) in [
+        ("grace@x.com", "Grace@X.com"),
+        ("éva.ß-_[1]^@x.com", "Éva.ß-_[1]^@x.com"),
+        ("οδυσσεύσ@x.com", "ΟΔΥΣΣΕΎΣ@X.com"),
+        ("i\u{307}@x.com", "İ@x.com"),
+        ("名@x.com", "名@X.com"),
+    ] {
+        database.execute(&format!("UPDATE users SET email = '{email}' WHERE id = 'grace'")).await;
+        assert_eq!((number_of_email(&reel, email).await, number_of_email(&reel, asked).await), (1, 1), "{email}");
+    }
+    database.execute("UPDATE users SET email = NULL").await;
+    reel.stop().await;
+}
+
+async fn addresses_that_were_written_in_plain_sql_before_are_found(backend: Backend) {
+    let database = TestDatabase::new(backend).await;
+    let reel = Reel::start_on(&database, &[]).await;
+    let request = UpsertUserRequest { user: Some(user("grace", "grace@example.com")) };
+    reel.users().upsert_user(request).await.unwrap();
+    reel.stop().await;
+    let connection = database.connect().await;
+    let mut later = Migrator::migrations().into_iter().rev();
+    let later = later.position(|migration| migration.name().contains("hand_deletes")).unwrap();
+    Migrator::down(&connection, Some(u32::try_from(later).unwrap() + 1)).await.unwrap();
+    database.execute("UPDATE users SET email = 'GRACE.Σς@X.com'").await;
+    let reel = Reel::start_on(&database, &[]).await;
+    assert_eq!(database.texts("SELECT email FROM users").await, ["grace.σσ@x.com"]);
+    assert_eq!(number_of_email(&reel, "Grace.ΣΣ@x.com").await, 1);
+    reel.stop().await;
 }

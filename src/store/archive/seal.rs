@@ -17,9 +17,9 @@ use crate::{
     store::{
         entity::{segment_file::FileState, session, track},
         failure::{Attempts, Failure},
+        hand_deletes::delete_actions_in_txn,
         index::Table,
         lease::Lease,
-        hand_deletes::delete_actions_in_txn,
         partition::{count_drop, detach, partition_bytes_of_table, partition_name, windows_of_table},
         track::{ACTIONS_OF_TRACK, from_row as track_from_row},
     },

@@ -14,8 +14,8 @@ use crate::{
     store::{
         changes::{Erased, notify_erased_in_txn},
         failure::{Attempts, Failure},
-        index::FACETS_LOCK,
         hand_deletes::OWN_DELETE,
+        index::FACETS_LOCK,
         partition::{TABLES, count_drop, detach, partition_bytes_of_table, partition_name, windows_of_table},
         track::ACTIONS_OF_TRACK,
     },

@@ -107,9 +107,9 @@ impl Question {
         let rows: Vec<session::Model> = self.models("dirty sessions", &rows).await?;
         let all: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
         let mut tracks = self.tracks(&all).await?;
-        let sessions =
-            rows.into_iter().map(|row| DirtySession::new(tracks.remove(&row.id).unwrap_or_default(), row));
-        let (cut, mut matching): (Vec<_>, Vec<_>) = sessions.partition(|session| session.tracks.iter().any(Track::is_cut));
+        let sessions = rows.into_iter().map(|row| DirtySession::new(tracks.remove(&row.id).unwrap_or_default(), row));
+        let (cut, mut matching): (Vec<_>, Vec<_>) =
+            sessions.partition(|session| session.tracks.iter().any(Track::is_cut));
         matching.retain(|session| session.may_match(filter));
         let needs_summary = depth == Depth::Actions || filter.asks_for_summary();
         if needs_summary || filter.asks_for_actions() {
@@ -145,7 +145,9 @@ impl Question {
                 }
             }
             for mut session in chunk {
-                let Some(Look { evaluation, summing, of_tracks }) = looks.remove(&session.id.as_uuid()) else { continue };
+                let Some(Look { evaluation, summing, of_tracks }) = looks.remove(&session.id.as_uuid()) else {
+                    continue;
+                };
                 let verdict = evaluation.finish();
                 session.first_match = verdict.first_at;
                 if needs_summary {

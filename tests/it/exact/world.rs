@@ -56,8 +56,8 @@ pub struct Recorded {
     pub attributes: HashMap<String, String>,
     pub is_ended: bool,
     pub is_pinned: bool,
-    /// Sources in the order of their numbers.
-    pub sources: Vec<&'static str>,
+    /// Sources in the order of their numbers, and how many actions each has sent.
+    pub sources: Vec<(&'static str, i64)>,
     /// In the order of playback.
     pub acts: Vec<Act>,
 }
@@ -142,9 +142,8 @@ impl Recorded {
     /// Records some more actions, on one or two tracks.
     pub async fn go_on(&mut self, reel: &Reel, rng: &mut StdRng) {
         for (source, actions) in self.more(rng) {
-            let first_seq = self.acts.iter().filter(|act| act.source == source).count() + 1;
-            let receipt =
-                reel.append(&self.id, source, i64::try_from(first_seq).unwrap(), actions.clone()).await.unwrap();
+            let sent = self.sources.iter().find(|(known, _)| *known == source).map_or(0, |(_, sent)| *sent);
+            let receipt = reel.append(&self.id, source, sent + 1, actions.clone()).await.unwrap();
             assert_eq!(usize::try_from(receipt.accepted_count).unwrap(), actions.len());
             self.store(source, actions);
         }
@@ -192,11 +191,14 @@ impl Recorded {
 
     /// Takes what is stored into the model.
     pub fn store(&mut self, source: &'static str, actions: Vec<Action>) {
-        if !self.sources.contains(&source) {
-            self.sources.push(source);
-        }
-        let track = i16::try_from(self.sources.iter().position(|known| *known == source).unwrap()).unwrap();
-        let first_seq = i64::try_from(self.acts.iter().filter(|act| act.source == source).count()).unwrap() + 1;
+        let track = self.sources.iter().position(|(known, _)| *known == source).unwrap_or_else(|| {
+            self.sources.push((source, 0));
+            self.sources.len() - 1
+        });
+        let sent = &mut self.sources[track].1;
+        let first_seq = *sent + 1;
+        *sent += i64::try_from(actions.len()).unwrap();
+        let track = i16::try_from(track).unwrap();
         for (seq, action) in (first_seq..).zip(actions) {
             let time = action.timestamp.unwrap();
             let known = |all: &[&'static str], text: &str| *all.iter().find(|known| **known == text).unwrap();
