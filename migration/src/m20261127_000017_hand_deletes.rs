@@ -21,12 +21,13 @@ const COLUMNS: [&str; 2] = [
 ];
 
 /// A trigger of the table sees only what is deleted from the table by its own name, and one of a partition only what is deleted
-/// from it by its own: each has one. TRUNCATE has no rows to show, and reaches every partition.
+/// from it by its own: each has one. TRUNCATE has no rows to show, and reaches every partition. Where somebody has taken the
+/// table's trigger away, as distributed PostgreSQL wants it, partitions get none either.
 const POSTGRES: &str = "
 CREATE FUNCTION reel_cut_tracks() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM 1 FROM tracks
-        WHERE (session_id, number) IN (SELECT session_id, track FROM gone) ORDER BY session_id, source FOR UPDATE;
+        WHERE (session_id, number) IN (SELECT session_id, track FROM gone) ORDER BY session_id, source COLLATE \"C\" FOR UPDATE;
     UPDATE tracks SET dirty = true, lost_count = NULL, cut = txid_current()
         WHERE (session_id, number) IN (SELECT session_id, track FROM gone);
     RETURN NULL;
@@ -40,6 +41,9 @@ BEGIN
 END $$;
 CREATE FUNCTION reel_watch_deletes(watched regclass) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
+    IF NOT EXISTS (SELECT 1 FROM pg_trigger WHERE tgrelid = 'actions'::regclass AND tgname = 'actions_delete') THEN
+        RETURN;
+    END IF;
     EXECUTE format('CREATE TRIGGER actions_delete AFTER DELETE ON %s REFERENCING OLD TABLE AS gone FOR EACH STATEMENT \
                     WHEN (current_setting(''reel.own_delete'', true) IS DISTINCT FROM ''on'') \
                     EXECUTE FUNCTION reel_cut_tracks()', watched);

@@ -29,7 +29,7 @@ use super::{
     claim::Claim,
     entity::{action, session},
     failure::Failure,
-    track::tracks_of,
+    track::{ACTIONS_OF_TRACK, tracks_of},
 };
 use crate::{
     archive::ArchivedAction,
@@ -165,13 +165,15 @@ impl Store {
     /// Looks at the next dirty sessions after one, in the order of their ids, and gives those that are due to be indexed. What
     /// it costs does not depend on how many are dirty. Uses `tracks_dirty`, and the primary keys of `tracks` and `sessions`.
     pub async fn index_due(&self, due: Due, after: Option<SessionId>, limit: u64) -> Result<DueSessions> {
-        let sql = "SELECT tracks.session_id, CAST(sum(tracks.last_seq) AS bigint) AS action_count, \
+        let sql = format!(
+            "SELECT tracks.session_id, CAST(sum({ACTIONS_OF_TRACK}) AS bigint) AS action_count, \
                  sessions.action_count AS indexed_count, max(tracks.last_received_at) AS last_received_at, \
                  sessions.segment_id \
              FROM (SELECT DISTINCT session_id FROM tracks WHERE dirty AND session_id > $1 ORDER BY session_id LIMIT $2) \
                  AS found \
              JOIN tracks ON tracks.session_id = found.session_id JOIN sessions ON sessions.id = found.session_id \
-             GROUP BY tracks.session_id, sessions.action_count, sessions.segment_id ORDER BY tracks.session_id";
+             GROUP BY tracks.session_id, sessions.action_count, sessions.segment_id ORDER BY tracks.session_id"
+        );
         let after = after.map_or(Uuid::nil(), SessionId::as_uuid);
         let values = [after.into(), i64::try_from(limit).unwrap_or(i64::MAX).into()];
         let statement = Statement::from_sql_and_values(self.backend, sql, values);
