@@ -105,9 +105,7 @@ async fn what_the_index_has_of_nothing_is_found_out_and_mended(backend: Backend)
     // And where there are no sessions at all.
     database.execute("DELETE FROM sessions").await;
     database
-        .execute(&format!(
-            "INSERT INTO facet_days (day, facet_id, action_count, session_count) VALUES ('2031-02-03', 1, 1, 1)"
-        ))
+        .execute("INSERT INTO facet_days (day, facet_id, action_count, session_count) VALUES ('2031-02-03', 1, 1, 1)")
         .await;
     let (is_right, said) = run_index(&database, &["--verify"]).await;
     assert!(!is_right && said.contains("2031-02-03: the roll-up is wrong for 1 facets"), "{said}");
