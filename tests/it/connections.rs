@@ -173,11 +173,18 @@ async fn uploads_go_on_while_the_connection_that_looks_is_held_up() {
     let session = reel.start_session().await;
     let looks = async || {
         let sql = "SELECT pid::text FROM pg_stat_activity WHERE datname = current_database() \
-             AND application_name = 'reel' AND query LIKE '%transaction_read_only%'";
+             AND application_name = 'reel' AND (query LIKE '%transaction_read_only%' OR query LIKE '%max_connections%')";
         database.texts(sql).await
     };
-    eventually("there is a connection that looks", async || looks().await.len() == 1).await;
-    let held = looks().await.remove(0);
+    let mut held = String::new();
+    eventually("there is a connection that looks", async || {
+        let mut found = looks().await;
+        found.pop().is_some_and(|pid| {
+            held = pid;
+            found.is_empty()
+        })
+    })
+    .await;
     signal("STOP", &held);
     let mut seq = 1;
     // Until there is another one that looks, and then for as long again.
