@@ -12,7 +12,7 @@ pub use self::database_url::{DatabaseUrl, GivenUrl, InvalidDatabaseUrl};
 use crate::{
     archive::{Archive, ArchiveUrl, Unusable},
     convert::RedactionRule,
-    model::{ArchivePolicy, RetentionPolicy},
+    model::{ArchivePolicy, Facets, RetentionPolicy},
 };
 
 /// Which database.
@@ -78,6 +78,9 @@ pub struct ServiceArgs {
     /// Whether this process keeps the index by which sessions are found; of all processes on a database at least one should
     #[arg(long, env = "REEL_INDEXER", default_value = "on", value_name = "SWITCH")]
     pub indexer: Switch,
+    /// How much the index holds.
+    #[command(flatten)]
+    pub index: IndexLimits,
     /// How long sessions are kept.
     #[command(flatten)]
     pub retention: RetentionArgs,
@@ -88,6 +91,15 @@ pub struct ServiceArgs {
     /// What requests may not exceed.
     #[command(flatten)]
     pub limits: Limits,
+}
+
+/// How much the index holds.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct IndexLimits {
+    /// How many different pairs of type and target the index has of a session; where one has more, questions about targets read
+    /// its actions
+    #[arg(long, env = "REEL_MAX_SESSION_FACETS", default_value_t = Facets::DEFAULT_MAX, value_name = "N", value_parser = facet_count)]
+    pub max_session_facets: usize,
 }
 
 /// How long sessions are kept.
@@ -187,11 +199,17 @@ fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Type and target together are a key of the index, where PostgreSQL takes 2,704 bytes.
+/// More cannot be searched for.
 fn target_bytes(text: &str) -> Result<usize, String> {
-    positive_up_to(text, 2_048)
+    positive_up_to(text, crate::convert::MAX_TARGET_BYTES)
 }
 
+/// All of them are in the memory while a session is indexed.
+fn facet_count(text: &str) -> Result<usize, String> {
+    positive_up_to(text, 1_000_000)
+}
+
+/// With the beginning of a target it is a key of an index, where PostgreSQL takes 2,704 bytes.
 fn type_bytes(text: &str) -> Result<usize, String> {
     positive_up_to(text, 512)
 }

@@ -15,7 +15,7 @@ pub use analytics::{
     action_counts_to_proto, error_frequency_to_proto, funnel_to_proto, parse_count_actions, parse_error_frequency,
     parse_funnel, parse_list_transitions, parse_session_durations, session_durations_to_proto, transitions_to_proto,
 };
-pub use filter::parse_session_filter;
+pub use filter::{MAX_TARGET_BYTES, parse_session_filter};
 pub use playback::{PlaybackMessage, PlayedPage};
 pub use redact::{InvalidRule, Redaction, RedactionRule};
 pub use reply::{

@@ -6,8 +6,10 @@ mod action;
 mod analytics;
 mod data_condition;
 mod evaluation;
+mod facets;
 mod filter;
 mod ingest_event;
+mod rage;
 mod receipt;
 mod retention;
 mod search;
@@ -26,6 +28,7 @@ pub use analytics::{
 };
 pub use data_condition::{DataCondition, DataPath, DataStep, DataTest, NotAPath, Scalar};
 pub use evaluation::{Evaluation, Verdict};
+pub use facets::{FacetCount, FacetDetail, Facets};
 pub use filter::{
     ActionMatch, ActionView, AttributeMatch, Between, SequenceStep, SessionFilter, SessionOrder, TargetMatch,
 };
@@ -41,5 +44,5 @@ pub use session::{
     Track, User,
 };
 pub use session_id::{NotASessionId, SessionId};
-pub use summary::{DEFINITIONS, FacetCount, Facets, LONGEST_PAUSE, Summary, Summing, duration_ms};
+pub use summary::{DEFINITIONS, LONGEST_PAUSE, Summary, Summing, duration_ms};
 pub use window::Window;

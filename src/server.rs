@@ -71,6 +71,7 @@ async fn serve(
     args: &ServiceArgs,
     shutdown: BoxFuture<'_, ()>,
 ) -> Result<(), ServeError> {
+    let store = store.with_max_session_facets(args.index.max_session_facets);
     let drain = CancellationToken::new();
     let stop = drain.clone().drop_guard();
     let writes = TaskTracker::new();

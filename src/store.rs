@@ -19,7 +19,12 @@ use tokio::{
 };
 
 use self::connect::{Common, Shares};
-use crate::{archive::Archive, config::DatabaseUrl, error::Result, model::SessionId};
+use crate::{
+    archive::Archive,
+    config::DatabaseUrl,
+    error::Result,
+    model::{Facets, SessionId},
+};
 
 #[macro_use]
 mod question;
@@ -85,6 +90,8 @@ pub struct Store {
     known_partitions: Arc<partition::KnownPartitions>,
     /// How many days of session starts a new partition is for.
     partition_days: u16,
+    /// Facets of a session that the index has at most.
+    max_session_facets: usize,
     /// Whether a write has failed, and none has gone through since that was to find out.
     writes_in_doubt: Arc<AtomicBool>,
     /// The time, as the database has it.
@@ -152,6 +159,7 @@ impl Store {
             backend,
             known_partitions,
             partition_days: 1,
+            max_session_facets: Facets::DEFAULT_MAX,
             writes_in_doubt,
             clock: clock::Clock::default(),
             signs: Arc::default(),
@@ -180,6 +188,13 @@ impl Store {
     #[must_use]
     pub fn with_partition_days(mut self, days: u16) -> Self {
         self.partition_days = days;
+        self
+    }
+
+    /// The same, but the index has so many facets of a session at most.
+    #[must_use]
+    pub fn with_max_session_facets(mut self, max: usize) -> Self {
+        self.max_session_facets = max;
         self
     }
 

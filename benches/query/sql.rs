@@ -14,7 +14,8 @@ pub fn page(sessions: &str) -> String {
 }
 
 fn facet(kind: &str, target: &str) -> String {
-    format!("(SELECT id FROM facets WHERE type = '{kind}' AND target = '{target}')")
+    let digest = format!("sha256(convert_to('{target}', 'UTF8'))");
+    format!("(SELECT id FROM facets WHERE type = '{kind}' AND target_sha256 = {digest})")
 }
 
 pub fn by_facet(kind: &str, target: &str) -> String {

@@ -23,12 +23,14 @@ mod m20261126_000013_erasure_by_session;
 mod m20261126_000013_erasure_remains;
 mod m20261126_000015_definitions;
 mod m20261127_000014_damaged_segments;
+mod m20261127_000016_facets;
 mod m20261127_000017_hand_deletes;
 mod m20261127_000018_retentions;
 
 /// The oldest migration that a process must know to use the schema with all migrations of this version. The schema says so to
-/// processes of older versions. This one takes columns away that 0.1.0 uses, which refuses whatever it does not know anyway.
-pub const OLDEST_USABLE: &str = "m20261126_000008_segment_files";
+/// processes of older versions. This one changes the columns of facets, which all versions before read and write; the only one
+/// that was released, 0.1.0, refuses whatever it does not know anyway.
+pub const OLDEST_USABLE: &str = "m20261127_000016_facets";
 
 /// All migrations, oldest first.
 #[derive(Debug)]
@@ -51,6 +53,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000013_erasure_remains::Migration),
             Box::new(m20261126_000015_definitions::Migration),
             Box::new(m20261127_000014_damaged_segments::Migration),
+            Box::new(m20261127_000016_facets::Migration),
             Box::new(m20261127_000017_hand_deletes::Migration),
             Box::new(m20261127_000018_retentions::Migration),
         ]

@@ -6,7 +6,7 @@ use clap::Args;
 use super::{Failure, open_store};
 use crate::{
     archive::{Archive, ArchiveUrl},
-    config::DatabaseArgs,
+    config::{DatabaseArgs, IndexLimits},
     model::LATEST_TIME,
     store::{Difference, FacetIds, Store},
 };
@@ -20,6 +20,9 @@ pub(super) struct IndexArgs {
     /// Where archived actions are, if any are
     #[arg(long, env = "REEL_ARCHIVE", value_name = "URL")]
     archive: Option<ArchiveUrl>,
+    /// How much it holds: as the service is told.
+    #[command(flatten)]
+    limits: IndexLimits,
     /// Compare it with the actions, report every difference, and fail if there are any
     #[arg(long, required_unless_present = "rebuild")]
     verify: bool,
@@ -47,7 +50,7 @@ struct NotIndexed(usize);
 /// Runs the subcommand.
 pub(super) async fn index(args: IndexArgs) -> Result<(), Failure> {
     let archive = args.archive.as_ref().map(Archive::open).transpose()?;
-    let store = open_store(&args.database, archive).await?;
+    let store = open_store(&args.database, archive).await?.with_max_session_facets(args.limits.max_session_facets);
     store.prepare().await?;
     let (from, to) = (args.from.unwrap_or_default(), args.to.unwrap_or(LATEST_TIME.date_naive()));
     if args.rebuild {

@@ -6,7 +6,7 @@ use chrono::{NaiveDate, NaiveTime, TimeDelta};
 use prost_types::Timestamp;
 
 use super::{
-    filter::{check_key, check_searched, parse_action_match, parse_sequence, parse_session_filter},
+    filter::{check_key, check_searched, check_target, parse_action_match, parse_sequence, parse_session_filter},
     reply::{millis, timestamp},
     request::{MAX_LISTED, parse_duration},
 };
@@ -197,7 +197,7 @@ fn durations_to_proto(durations: &mut [i64], bounds: &[i64]) -> proto::SessionDu
 /// Takes a request for error frequencies: the sessions, the errors' target, and the interval in seconds.
 pub fn parse_error_frequency(request: proto::GetErrorFrequencyRequest) -> Result<(SessionFilter, Option<String>, i64)> {
     let filter = parse_session_filter(request.filter)?;
-    check_searched("target", &request.target)?;
+    check_target("target", &request.target)?;
     let seconds = match request.interval {
         None => 3_600,
         Some(interval) => {
@@ -235,7 +235,7 @@ pub fn parse_list_transitions(request: proto::ListTransitionsRequest) -> Result<
     for (index, kind) in request.types.iter().enumerate() {
         check_searched(&format!("types[{index}]"), kind)?;
     }
-    check_searched("from_target", &request.from_target)?;
+    check_target("from_target", &request.from_target)?;
     let from_target = Some(request.from_target).filter(|target| !target.is_empty());
     Ok(TransitionCounting { filter, types: request.types, from_target, limit: parse_limit(request.limit)? })
 }

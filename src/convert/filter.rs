@@ -29,6 +29,9 @@ const MAX_VALUES: usize = 64;
 /// Bytes of a text that is searched for.
 const MAX_TEXT_BYTES: usize = 1_024;
 
+/// Bytes of a target that is searched for, and so of one that may be configured to be taken.
+pub const MAX_TARGET_BYTES: usize = 8_192;
+
 /// Bytes of a path.
 const MAX_PATH_BYTES: usize = 512;
 
@@ -171,7 +174,7 @@ fn parse_match(field: &str, wanted: proto::ActionMatch) -> Result<ActionMatch> {
     let target = match wanted.target_match {
         None => None,
         Some(ProtoTargetMatch::Target(target)) => {
-            check_searched(&format!("{field}.target"), &target)?;
+            check_target(&format!("{field}.target"), &target)?;
             Some(TargetMatch::Exact(target))
         }
         Some(ProtoTargetMatch::TargetPrefix(prefix)) => {
@@ -284,14 +287,24 @@ fn check_part(field: &str, text: String) -> Result<String> {
     if text.is_empty() {
         return Err(Error::invalid(field, "must not be empty"));
     }
-    check_searched(field, &text)?;
+    check_target(field, &text)?;
     Ok(text)
 }
 
-/// Text that is searched for. PostgreSQL takes none with NUL, so none is stored with it.
+/// Text that is searched for.
 pub(super) fn check_searched(field: &str, text: &str) -> Result<()> {
-    if text.len() > MAX_TEXT_BYTES {
-        return Err(Error::invalid(field, format!("has {} bytes, the limit is {MAX_TEXT_BYTES}", text.len())));
+    check_searched_up_to(field, text, MAX_TEXT_BYTES)
+}
+
+/// A target, or a part of one, that is searched for.
+pub(super) fn check_target(field: &str, text: &str) -> Result<()> {
+    check_searched_up_to(field, text, MAX_TARGET_BYTES)
+}
+
+/// PostgreSQL takes no text with NUL, so none is stored with it.
+fn check_searched_up_to(field: &str, text: &str, limit: usize) -> Result<()> {
+    if text.len() > limit {
+        return Err(Error::invalid(field, format!("has {} bytes, the limit is {limit}", text.len())));
     }
     if text.contains('\0') {
         return Err(Error::invalid(field, "must not contain NUL"));

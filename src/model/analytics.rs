@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{ActionMatch, SequenceStep, SessionFilter};
+use super::{ActionMatch, FacetDetail, SequenceStep, SessionFilter};
 
 /// What actions may have in common, in the order in which groups are sorted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +32,16 @@ impl Dimension {
         matches!(self, Self::Type | Self::Target)
     }
 
+    /// How much has to be known of a session's facets to tell it, where they do.
+    #[must_use]
+    pub fn facet_detail(&self) -> FacetDetail {
+        match self {
+            Self::Target => FacetDetail::Targets,
+            Self::Type => FacetDetail::Types,
+            _ => FacetDetail::Nothing,
+        }
+    }
+
     /// Whether the session of an action tells it.
     #[must_use]
     pub fn is_of_sessions(&self) -> bool {
@@ -53,6 +63,16 @@ pub struct ActionCounting {
     pub group_by: Vec<Dimension>,
     /// How many groups to list.
     pub limit: usize,
+}
+
+impl ActionCounting {
+    /// How much has to be known of a session's facets to count by them.
+    #[must_use]
+    pub fn facet_detail(&self) -> FacetDetail {
+        let of_groups = self.group_by.iter().map(Dimension::facet_detail).max().unwrap_or_default();
+        // Even of all actions facets tell the number, where they are counted by them at all.
+        of_groups.max(self.action.facet_detail()).max(FacetDetail::Types)
+    }
 }
 
 /// Numbers of actions.

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{Action, DataCondition};
+use super::{Action, DataCondition, FacetDetail};
 
 /// Which sessions. All parts are combined with AND.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -58,6 +58,12 @@ impl SessionFilter {
     #[must_use]
     pub fn needs_actions(&self) -> bool {
         !self.sequence.is_empty() || self.matches().any(|wanted| !wanted.is_of_facets())
+    }
+
+    /// How much has to be known of a session's facets to tell, as far as facets can, what it asks of the actions.
+    #[must_use]
+    pub fn facet_detail(&self) -> FacetDetail {
+        self.matches().map(ActionMatch::facet_detail).max().unwrap_or_default()
     }
 
     /// Whether it asks for anything that happened, or did not.
@@ -167,6 +173,16 @@ impl ActionMatch {
     #[must_use]
     pub fn names_facets(&self) -> bool {
         self.kind.is_some() || self.target.is_some()
+    }
+
+    /// How much has to be known of a session's facets to know which are of such actions.
+    #[must_use]
+    pub fn facet_detail(&self) -> FacetDetail {
+        match (&self.kind, &self.target) {
+            (_, Some(_)) => FacetDetail::Targets,
+            (Some(_), None) => FacetDetail::Types,
+            (None, None) => FacetDetail::Nothing,
+        }
     }
 
     /// Whether actions of this type and target may be such.

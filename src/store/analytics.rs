@@ -43,13 +43,17 @@ impl Matched {
             ([clean], dirty) if dirty.len() <= SESSIONS_A_CONDITION => {
                 *clean = Condition::any().add(clean.clone()).add(id.is_in(dirty.iter().copied()));
             }
-            (_, dirty) => conditions.extend(dirty.chunks(SESSIONS_A_CONDITION).map(|ids| {
-                let ids = id.clone().is_in(ids.iter().copied());
-                Condition::all().add(ids)
-            })),
+            (_, dirty) => conditions.extend(are(dirty)),
         }
         conditions
     }
+}
+
+/// Conditions on `sessions` that choose these.
+fn are(sessions: &[Uuid]) -> Vec<Condition> {
+    let id = session_column(session::Column::Id);
+    let chunks = sessions.chunks(SESSIONS_A_CONDITION);
+    chunks.map(|ids| Condition::all().add(id.clone().is_in(ids.iter().copied()))).collect()
 }
 
 /// That a session's actions are rows, all of them.

@@ -22,8 +22,8 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-pub(super) use self::write::Table;
 pub use self::{facets::FacetIds, verify::Difference};
+pub(super) use self::{facets::target_digest, write::Table};
 use super::{
     Store,
     claim::Claim,
@@ -34,7 +34,7 @@ use super::{
 use crate::{
     archive::ArchivedAction,
     error::{Error, Result},
-    model::{Facets, SessionId, StoredAction, Summary, Summing, Track},
+    model::{FacetDetail, Facets, SessionId, StoredAction, Summary, Summing, Track},
 };
 
 /// Key of the advisory lock that the process holds that indexes: "reel" in ASCII, and 3. It saves others the work; that
@@ -161,6 +161,9 @@ impl Read {
     }
 }
 
+/// What is read of each session.
+type Reads = HashMap<Uuid, Read>;
+
 impl Store {
     /// Looks at the next dirty sessions after one, in the order of their ids, and gives those that are due to be indexed. What
     /// it costs does not depend on how many are dirty. Uses `tracks_dirty`, and the primary keys of `tracks` and `sessions`.
@@ -233,7 +236,8 @@ impl Store {
     }
 
     async fn index_once(&self, sessions: &[DueSession], ids: &mut FacetIds) -> Result<(), Failure> {
-        let readings = self.index_read(sessions).await?;
+        let facets = |_: &session::Model| Facets::new(FacetDetail::Targets, self.max_session_facets);
+        let readings = self.index_read(sessions, facets).await?;
         self.facets_learn(&readings, ids).await?;
         for reading in &readings {
             self.partition_ensure_for(SessionId::from_uuid(reading.row.id)).await;
@@ -248,15 +252,22 @@ impl Store {
         Ok(())
     }
 
-    async fn index_read(&self, sessions: &[DueSession]) -> Result<Vec<Reading>, Failure> {
+    /// `facets` says what to keep of the facets of a session.
+    async fn index_read(
+        &self,
+        sessions: &[DueSession],
+        facets: impl Fn(&session::Model) -> Facets,
+    ) -> Result<Vec<Reading>, Failure> {
         let ids: Vec<_> = sessions.iter().map(|session| session.session_id).collect();
         // How far the tracks are, before their actions: what comes later leaves its track dirty.
         let mut tracks = tracks_of(&self.read, &ids).await?;
         let rows =
             session::Entity::find().filter(session::Column::Id.is_in(ids.iter().copied())).all(&self.read).await?;
-        let mut summings = self.index_sum(sessions).await?;
+        let read = |row: &session::Model| Read { summing: Summing::with(facets(row)), ..Read::default() };
+        let mut reads = rows.iter().map(|row| (row.id, read(row))).collect();
+        self.index_sum(sessions, &mut reads).await?;
         let readings = rows.into_iter().map(|row| {
-            let Read { summing, of_tracks } = summings.remove(&row.id).unwrap_or_default();
+            let Read { summing, of_tracks } = reads.remove(&row.id).unwrap_or_default();
             let (summary, facets) = summing.finish();
             Reading { tracks: tracks.remove(&row.id).unwrap_or_default(), of_tracks, row, summary, facets }
         });
@@ -264,28 +275,29 @@ impl Store {
     }
 
     /// Reads all actions of sessions, in the order of playback.
-    async fn index_sum(&self, sessions: &[DueSession]) -> Result<HashMap<Uuid, Read>, Failure> {
+    async fn index_sum(&self, sessions: &[DueSession], reads: &mut Reads) -> Result<(), Failure> {
         let ids: Vec<_> = sessions.iter().map(|session| session.session_id).collect();
         let archived: HashSet<Uuid> = self.segments_of(&ids).await?.into_values().flatten().collect();
         let (archived, sessions): (Vec<DueSession>, Vec<DueSession>) =
             sessions.iter().partition(|session| archived.contains(&session.session_id));
-        let mut summings = self.index_sum_rows(&sessions).await?;
+        self.index_sum_rows(&sessions, reads).await?;
         for session in archived {
             let mut actions = self.actions_in_order(&[session.session_id], false).await?;
             while let Some(ArchivedAction { session, stored: StoredAction { track, action, .. } }) =
                 actions.next().await?
             {
-                summings.entry(session).or_default().push(track, action.timestamp, &action.kind, &action.target);
+                if let Some(read) = reads.get_mut(&session) {
+                    read.push(track, action.timestamp, &action.kind, &action.target);
+                }
             }
         }
-        Ok(summings)
+        Ok(())
     }
 
     /// The same of sessions that are not archived.
-    async fn index_sum_rows(&self, sessions: &[DueSession]) -> Result<HashMap<Uuid, Read>, Failure> {
-        let mut summings: HashMap<Uuid, Read> = HashMap::new();
+    async fn index_sum_rows(&self, sessions: &[DueSession], reads: &mut Reads) -> Result<(), Failure> {
         if sessions.is_empty() {
-            return Ok(summings);
+            return Ok(());
         }
         let ids = sessions.iter().map(|session| session.session_id);
         let mut after = None;
@@ -326,11 +338,13 @@ impl Store {
                 page.into_tuple::<(Uuid, DateTime<Utc>, i16, i64, String, String)>().stream(&self.read).await?;
             let (mut count, mut last) = (0, None);
             while let Some((session, timestamp, track, seq, kind, target)) = rows.try_next().await? {
-                summings.entry(session).or_default().push(track, timestamp, &kind, &target);
+                if let Some(read) = reads.get_mut(&session) {
+                    read.push(track, timestamp, &kind, &target);
+                }
                 (count, last) = (count + 1, Some((timestamp, track, seq)));
             }
             if sessions.len() > 1 || count < ACTIONS_A_STATEMENT {
-                return Ok(summings);
+                return Ok(());
             }
             after = last;
         }

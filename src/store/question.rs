@@ -162,6 +162,8 @@ pub(super) struct Question {
     /// What it has read of them.
     pub(super) outdated_below: OnceCell<Option<Uuid>>,
     pub(super) archive: Option<Archive>,
+    /// Facets of a session that are kept at most.
+    pub(super) max_session_facets: usize,
     plans: Arc<Mutex<Option<Vec<QueryPlan>>>>,
 }
 
@@ -278,6 +280,7 @@ impl Question {
             definitions_are_ours: Arc::clone(&desk.definitions_are_ours),
             outdated_below: OnceCell::new(),
             archive,
+            max_session_facets: store.max_session_facets,
             plans,
         })
     }

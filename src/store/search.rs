@@ -9,6 +9,7 @@ mod condition;
 mod dirty;
 mod place;
 mod prepared;
+mod target;
 mod window;
 
 use std::collections::HashMap;
@@ -26,8 +27,9 @@ use self::{
     prepared::{Candidate, Prepared},
 };
 pub(super) use self::{
-    condition::{action_condition, has_facets, id_range, is_clean, is_one_of, of_sessions, session_column},
+    condition::{has_facets, id_range, is_clean, is_one_of, lacks_facets, of_sessions, session_column},
     dirty::{Depth, DirtySession, DirtySessions, SESSIONS_A_STATEMENT, wanted_actions},
+    target::action_condition,
 };
 use super::{
     Store,
@@ -278,7 +280,7 @@ impl Question {
         let mut firsts = HashMap::new();
         let is_any_action = wanted.iter().any(|facets| facets.is_none());
         if !is_any_action {
-            let mut facets: Vec<i32> = wanted.into_iter().flatten().flatten().copied().collect();
+            let mut facets: Vec<i64> = wanted.into_iter().flatten().flatten().copied().collect();
             facets.sort_unstable();
             facets.dedup();
             let session_id = Expr::col((session_facet::Entity, session_facet::Column::SessionId));

@@ -28,31 +28,50 @@ const PLANS: u64 = 2;
 /// How many questions are asked at each stage.
 const QUESTIONS: usize = 150;
 
-on_both_databases!(every_answer_is_exact_whatever_the_index_has_got_to);
+/// So few facets of a session are kept that the index has all of those of few sessions, and none of those of some.
+pub const FEW_FACETS: [&str; 2] = ["--max-session-facets", "3"];
+
+on_both_databases!(
+    every_answer_is_exact_whatever_the_index_has_got_to,
+    every_answer_is_exact_where_sessions_have_more_facets_than_the_index_keeps,
+);
 
 async fn every_answer_is_exact_whatever_the_index_has_got_to(backend: Backend) {
-    for seed in seeds(PLANS) {
+    answers_are_exact(backend, PLANS, [&[], &[]]).await;
+}
+
+/// The limit is raised on the way.
+async fn every_answer_is_exact_where_sessions_have_more_facets_than_the_index_keeps(backend: Backend) {
+    answers_are_exact(backend, 1, [&FEW_FACETS, &["--max-session-facets", "6"]]).await;
+}
+
+/// Tries so many worlds. The service that indexes is started twice, each time with arguments of its own.
+async fn answers_are_exact(backend: Backend, plans: u64, arguments: [&[&str]; 2]) {
+    for seed in seeds(plans) {
         say_seed(seed);
         let mut rng = StdRng::seed_from_u64(seed);
         let database = TestDatabase::new(backend).await;
         // Not in the index at all.
-        let unindexed = Reel::start_on(&database, &["--indexer", "off"]).await;
+        let unindexed = Reel::start_on(&database, &[&["--indexer", "off"], arguments[0]].concat()).await;
         let mut world = World::new(&mut rng);
         world.record(&unindexed, &mut rng).await;
         let mut asker = Asker::default();
         asker.ask_many(&unindexed, &world, &mut rng, QUESTIONS).await;
 
         // All of it.
-        let reel = Reel::start_on(&database, &[]).await;
+        let reel = Reel::start_on(&database, arguments[0]).await;
         wait_until_indexed(&database).await;
         check_index(&database).await;
+        if arguments[0] == FEW_FACETS {
+            check_each_detail_is_there(&database).await;
+        }
         asker.ask_many(&unindexed, &world, &mut rng, QUESTIONS).await;
 
         // What was indexed goes on, is changed, and is erased; nobody indexes it.
         reel.stop().await;
         world.change(&unindexed, &mut rng).await;
         asker.ask_many(&unindexed, &world, &mut rng, QUESTIONS).await;
-        let reel = Reel::start_on(&database, &[]).await;
+        let reel = Reel::start_on(&database, arguments[1]).await;
         wait_until_indexed(&database).await;
         check_index(&database).await;
         asker.ask_many(&reel, &world, &mut rng, QUESTIONS / 2).await;
@@ -60,6 +79,15 @@ async fn every_answer_is_exact_whatever_the_index_has_got_to(backend: Backend) {
         unindexed.stop().await;
         reel.stop().await;
     }
+}
+
+/// Checks that there are sessions of which the index has all facets, types only, and nothing.
+pub async fn check_each_detail_is_there(database: &TestDatabase) {
+    let counts = (0..3).map(async |detail| {
+        database.number(&format!("SELECT count(*) FROM sessions WHERE facet_detail = {detail}")).await
+    });
+    let counts = futures_util::future::join_all(counts).await;
+    assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
 }
 
 pub async fn wait_until_indexed(database: &TestDatabase) {

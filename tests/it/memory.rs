@@ -2,15 +2,22 @@
 
 mod hostile;
 
-use reel::proto::{PlaySessionRequest, SessionEnd, SessionStart, play_session_response::Event};
+use reel::proto::{
+    ActionMatch, ListSessionsRequest, PlaySessionRequest, SessionEnd, SessionFilter, SessionStart,
+    action_match::TargetMatch, play_session_response::Event,
+};
 
 use crate::{
     crash::process::Process,
+    exact::wait_until_indexed,
     harness::{Backend, NOON_MS, Reel, TestDatabase, end, play, session_id, start},
     on_both_databases,
 };
 
-on_both_databases!(playing_a_million_actions_takes_no_more_memory_than_playing_ten_thousand);
+on_both_databases!(
+    playing_a_million_actions_takes_no_more_memory_than_playing_ten_thousand,
+    indexing_a_session_of_many_targets_takes_no_more_memory_than_one_of_few,
+);
 
 /// The process's memory in KiB: now, or at its highest.
 fn memory_kib(process_id: u32, field: &str) -> i64 {
@@ -19,21 +26,26 @@ fn memory_kib(process_id: u32, field: &str) -> i64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Makes a session of this many actions past the service: sending them would take most of the time.
+/// Makes a session of this many actions on ten targets.
 async fn fill(reel: &Reel, database: &TestDatabase, backend: Backend, count: i64) -> String {
+    fill_targets(reel, database, backend, (count, 10)).await
+}
+
+/// Makes a session of this many actions on so many targets past the service: sending them would take most of the time.
+async fn fill_targets(reel: &Reel, database: &TestDatabase, backend: Backend, (count, targets): (i64, i64)) -> String {
     let id = session_id(NOON_MS);
     reel.send(start(&id, SessionStart::default())).await.unwrap();
     let hex = id.replace('-', "");
     let sql = match backend {
         Backend::Postgres => format!(
             "INSERT INTO actions (session_id, timestamp, track, seq, type, target, data) SELECT '{id}', '2026-11-01T12:00:00Z'::timestamptz + n * interval '1 ms', 0, n, 'click',
-                'Button ' || n % 10, ('{{\"x\": ' || n || ', \"padding\": \"' || repeat('x', 100) || '\"}}')::json
+                'Button ' || (n % {targets}), ('{{\"x\": ' || n || ', \"padding\": \"' || repeat('x', 100) || '\"}}')::json
                 FROM generate_series(1, {count}) n"
         ),
         Backend::Sqlite => format!(
             "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {count})
              INSERT INTO actions (session_id, timestamp, track, seq, type, target, data) SELECT x'{hex}', strftime('%Y-%m-%dT%H:%M:%f+00:00', 1793534400.0 + n / 1000.0, 'unixepoch'),
-                0, n, 'click', 'Button ' || n % 10, '{{\"x\": ' || n || ', \"padding\": \"' || printf('%.100c', 'x') || '\"}}'
+                0, n, 'click', 'Button ' || (n % {targets}), '{{\"x\": ' || n || ', \"padding\": \"' || printf('%.100c', 'x') || '\"}}'
                 FROM numbers"
         ),
     };
@@ -81,4 +93,31 @@ async fn playing_a_million_actions_takes_no_more_memory_than_playing_ten_thousan
     let grown = memory_kib(server.id(), "VmHWM") - before;
     // A million of these actions are 250 MiB in messages.
     assert!(grown < 24 << 10, "the peak has grown by {grown} KiB from {before} KiB");
+}
+
+async fn indexing_a_session_of_many_targets_takes_no_more_memory_than_one_of_few(backend: Backend) {
+    const ACTIONS: i64 = 150_000;
+    let database = TestDatabase::new(backend).await;
+    let reel = Reel::start_on(&database, &["--indexer", "off"]).await;
+    let server = Process::serve(&database.url, &[]).await;
+    fill(&reel, &database, backend, ACTIONS).await;
+    wait_until_indexed(&database).await;
+    let before = memory_kib(server.id(), "VmHWM");
+    let many = fill_targets(&reel, &database, backend, (ACTIONS, ACTIONS)).await;
+    wait_until_indexed(&database).await;
+    let grown = memory_kib(server.id(), "VmHWM") - before;
+    // Each of the targets was kept twice, in 200 bytes and more.
+    assert!(grown < 16 << 10, "the peak has grown by {grown} KiB from {before} KiB");
+    assert_eq!(database.number("SELECT count(*) FROM sessions WHERE facet_detail = 1").await, 1);
+    assert_eq!(database.number("SELECT count(*) FROM facets").await, 11);
+
+    let of = |target: &str| {
+        let target_match = Some(TargetMatch::Target(target.to_owned()));
+        let all_of = vec![ActionMatch { target_match, ..ActionMatch::default() }];
+        ListSessionsRequest { filter: Some(SessionFilter { all_of, ..SessionFilter::default() }), ..Default::default() }
+    };
+    let found = reel.sessions().list_sessions(of("Button 149999")).await.unwrap().into_inner().sessions;
+    assert_eq!(found.iter().map(|session| &session.id).collect::<Vec<_>>(), [&many]);
+    assert_eq!(reel.sessions().list_sessions(of("Button 9")).await.unwrap().into_inner().sessions.len(), 2);
+    reel.stop().await;
 }

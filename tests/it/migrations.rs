@@ -3,10 +3,13 @@
 use std::process::Stdio;
 
 use chrono::Utc;
-use migration::{Migrator, MigratorTrait as _};
+use migration::{Migrator, MigratorTrait as _, OLDEST_USABLE};
 use reel::{
     model::SessionId,
-    proto::{SessionStart, ingest_service_client::IngestServiceClient},
+    proto::{
+        ActionMatch, CountActionsRequest, SessionStart, action_match::TargetMatch,
+        analytics_service_client::AnalyticsServiceClient, ingest_service_client::IngestServiceClient,
+    },
     store::{PARTITION_DAYS_AHEAD, Unfit},
 };
 use sea_orm::{ConnectionTrait as _, Statement};
@@ -14,7 +17,10 @@ use tokio::process::Command;
 
 use crate::{
     crash::process::Process,
-    harness::{Backend, NOON_MS, Reel, TestDatabase, batch, clicks, connect, play, play_through, session_id, start},
+    exact::{check_index, wait_until_indexed},
+    harness::{
+        Backend, NOON_MS, Reel, TestDatabase, batch, click, clicks, connect, play, play_through, session_id, start,
+    },
     on_both_databases,
 };
 
@@ -24,6 +30,7 @@ on_both_databases!(
     migrations_can_be_taken_back_and_made_again,
     a_schema_of_a_newer_version_is_refused_unless_it_says_otherwise,
     a_version_that_knows_one_migration_less_runs_beside_this_one,
+    facets_are_kept_when_their_columns_change,
 );
 
 /// Everything that makes up the schema, in words.
@@ -108,7 +115,7 @@ async fn a_schema_of_a_newer_version_is_refused_unless_it_says_otherwise(backend
     assert!(is_refused().await, "{known} is missing");
 }
 
-/// As an older version would that is started beside a newer one, ends and comes back.
+/// As an older version would that is started beside a newer one, ends and comes back; or is refused, where it must be.
 async fn a_version_that_knows_one_migration_less_runs_beside_this_one(backend: Backend) {
     const OLDER: [&str; 2] = ["/usr/bin/env", "REEL_TEST_FEWER_MIGRATIONS=1"];
     let database = TestDatabase::new(backend).await;
@@ -121,6 +128,12 @@ async fn a_version_that_knows_one_migration_less_runs_beside_this_one(backend: B
     };
     let reel = Reel::start_on(&database, &[]).await;
     assert_eq!(migrated().await, migrations);
+    if Migrator::migrations().last().unwrap().name() == OLDEST_USABLE {
+        // The last migration is one that a process must know.
+        assert!(!migrate_older().await);
+        assert_eq!(migrated().await, migrations, "whoever is refused changes nothing");
+        return reel.stop().await;
+    }
     let mut older = Process::serve_under(&OLDER, &database.url, &[]).await;
     let channel = connect(older.address).await;
     let id = session_id(NOON_MS);
@@ -137,6 +150,91 @@ async fn a_version_that_knows_one_migration_less_runs_beside_this_one(backend: B
     older.kill().await;
     assert!(migrate_older().await);
     assert_eq!(migrated().await, migrations, "the way back takes nothing away");
+    reel.stop().await;
+}
+
+/// A session in the index, as the version before the migration of facets has it: two clicks on one target, one on another.
+async fn record_before_facets_changed(database: &TestDatabase, target: &str) {
+    assert!(migrate(database).await);
+    let later = Migrator::migrations()
+        .into_iter()
+        .skip_while(|migration| migration.name() != "m20261127_000016_facets")
+        .count();
+    let connection = database.connect().await;
+    Migrator::down(&connection, Some(u32::try_from(later).unwrap())).await.unwrap();
+    let id = session_id(NOON_MS);
+    let (id, no) = match database.backend() {
+        Backend::Postgres => (format!("'{id}'::uuid"), "false"),
+        Backend::Sqlite => (format!("x'{}'", id.replace('-', "")), "0"),
+    };
+    let at = |second: u8| format!("'2026-11-01T12:00:0{second}.000+00:00'");
+    for sql in [
+        format!(
+            "INSERT INTO sessions (id, started_at, attributes, created_at, action_count, duration_ms, active_ms, \
+                 first_action_at, last_action_at, index_version) \
+             VALUES ({id}, {}, '{{}}', {}, 3, 2000, 2000, {}, {}, 1)",
+            at(0),
+            at(0),
+            at(0),
+            at(2)
+        ),
+        format!(
+            "INSERT INTO tracks (session_id, number, source, last_seq, accepted_count, duplicate_count, rejected_count, \
+                 error_count, last_action_at, last_received_at, dirty) \
+             VALUES ({id}, 0, 'main', 3, 3, 0, 0, 0, {}, {}, {no})",
+            at(2),
+            at(2)
+        ),
+        format!(
+            "INSERT INTO actions (session_id, timestamp, track, seq, type, target) VALUES \
+             ({id}, {}, 0, 1, 'click', '{target}'), ({id}, {}, 0, 2, 'click', ''), ({id}, {}, 0, 3, 'click', '{target}')",
+            at(0),
+            at(1),
+            at(2)
+        ),
+        format!("INSERT INTO facets (id, type, target) VALUES (7, 'click', '{target}'), (9, 'click', '')"),
+        format!(
+            "INSERT INTO session_facets (session_id, first_at, facet_id, count) VALUES ({id}, {}, 7, 2), ({id}, {}, 9, 1)",
+            at(0),
+            at(1)
+        ),
+        "INSERT INTO facet_days (day, facet_id, action_count, session_count) VALUES ('2026-11-01', 7, 2, 1), ('2026-11-01', 9, 1, 1)"
+            .to_owned(),
+    ] {
+        connection.execute_unprepared(&sql).await.unwrap();
+    }
+    if database.backend() == Backend::Postgres {
+        database.execute("ALTER SEQUENCE facets_id_seq RESTART WITH 12").await;
+    } else {
+        database.execute("UPDATE sqlite_sequence SET seq = 11 WHERE name = 'facets'").await;
+    }
+}
+
+async fn facets_are_kept_when_their_columns_change(backend: Backend) {
+    let database = TestDatabase::new(backend).await;
+    let target = "Grüße ".repeat(100);
+    record_before_facets_changed(&database, &target).await;
+    let reel = Reel::start_on(&database, &[]).await;
+    check_index(&database).await;
+    assert_eq!(database.number("SELECT index_version FROM sessions").await, 1, "nothing was indexed anew");
+    let count = async |target: &str| {
+        let target_match = Some(TargetMatch::Target(target.to_owned()));
+        let wanted = ActionMatch { target_match, ..ActionMatch::default() };
+        let request = CountActionsRequest { r#match: Some(wanted), ..CountActionsRequest::default() };
+        let mut analytics = AnalyticsServiceClient::new(reel.channel.clone());
+        analytics.count_actions(request).await.unwrap().into_inner().total_action_count
+    };
+    assert_eq!((count(&target).await, count("").await), (2, 1));
+
+    // What goes on is told by the same facets; new ones have numbers that none had before.
+    let id = session_id(NOON_MS);
+    let actions = vec![click(0, &target), click(1, "new")];
+    reel.record(vec![start(&id, SessionStart::default()), batch("", "", 1, actions)]).await.unwrap();
+    wait_until_indexed(&database).await;
+    check_index(&database).await;
+    assert_eq!(count(&target).await, 3);
+    assert_eq!(database.number("SELECT count(*) FROM facets").await, 3);
+    assert_eq!(database.number("SELECT max(id) FROM facets").await, 12);
     reel.stop().await;
 }
 

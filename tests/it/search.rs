@@ -15,7 +15,9 @@ use tonic::{Code, Request};
 
 use crate::{
     exact::wait_until_indexed,
-    harness::{Backend, NOON_MS, Reel, action, batch, click, eventually, play, session_id, start, timestamp},
+    harness::{
+        Backend, NOON_MS, Reel, action, batch, click, eventually, insert_facet, play, session_id, start, timestamp,
+    },
     on_both_databases,
 };
 
@@ -52,7 +54,7 @@ async fn a_question_that_nobody_waits_for_ends_in_the_database(backend: Backend)
     let has_looked = async || reel.store.retention_apply(&RetentionPolicy::default(), Utc::now()).await.is_ok();
     eventually("facets have been looked through", has_looked).await;
     // Whoever looks a facet up now never comes to an end.
-    database.execute("INSERT INTO facets (id, type, target) VALUES (1, 'click', 'Create Post')").await;
+    database.execute(&insert_facet(backend, 1, "click", "Create Post")).await;
     database.execute("ALTER TABLE facets RENAME TO real_facets").await;
     database
         .execute(match backend {

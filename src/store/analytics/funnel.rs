@@ -15,7 +15,7 @@ use crate::{
     store::{
         Store,
         question::Question,
-        search::{SESSIONS_A_STATEMENT, has_facets, wanted_actions},
+        search::{SESSIONS_A_STATEMENT, has_facets, lacks_facets, wanted_actions},
     },
 };
 
@@ -89,7 +89,9 @@ impl Question {
         }
         let facet = ActionMatch { kind: second.kind.clone(), target: second.target.clone(), ..ActionMatch::default() };
         let facets = self.facets_of(&facet).await?;
-        let has_second = Condition::all().add(has_facets(facets.as_deref(), 1, filter));
+        let has_second = Condition::any()
+            .add(has_facets(facets.as_deref(), 1, filter))
+            .add_option(lacks_facets(facet.facet_detail()));
         // The dirty ones come along: what facets they have by now, their actions will tell.
         let worth = self.session_ids(filter, now, Some(has_second)).await?;
         Ok(Some(worth.into_iter().map(|(id, _)| id).collect()))

@@ -11,7 +11,7 @@ pub struct Model {
     pub day: Date,
     /// The facet.
     #[sea_orm(primary_key, auto_increment = false)]
-    pub facet_id: i32,
+    pub facet_id: i64,
     /// Number of actions.
     pub action_count: i64,
     /// Number of sessions that have any.

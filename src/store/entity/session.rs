@@ -22,7 +22,7 @@ pub struct Model {
     pub attributes: Json,
     /// When the service first heard of it.
     pub created_at: DateTimeUtc,
-    /// Number of its actions when it was indexed, as everything from here to `index_version`.
+    /// Number of its actions when it was indexed, as everything from here to `facet_detail`.
     pub action_count: i64,
     /// Number of its actions of type `error`.
     pub error_count: i64,
@@ -40,6 +40,8 @@ pub struct Model {
     pub last_action_at: Option<DateTimeUtc>,
     /// How often it was indexed.
     pub index_version: i64,
+    /// What the index has of its facets: the number of a [`FacetDetail`](crate::model::FacetDetail).
+    pub facet_detail: i16,
     /// Until when it is kept, whatever its age.
     pub pinned_until: Option<DateTimeUtc>,
     /// Why.

@@ -8,7 +8,7 @@ use sea_orm::entity::prelude::*;
 pub struct Model {
     /// The facet.
     #[sea_orm(primary_key, auto_increment = false)]
-    pub facet_id: i32,
+    pub facet_id: i64,
     /// The session.
     #[sea_orm(primary_key, auto_increment = false)]
     pub session_id: Uuid,

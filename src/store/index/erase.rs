@@ -9,7 +9,7 @@ use crate::model::SessionId;
 
 #[derive(FromQueryResult)]
 struct Row {
-    facet_id: i32,
+    facet_id: i64,
     count: i32,
 }
 

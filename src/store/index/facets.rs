@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use sea_orm::{FromQueryResult, Value};
+use sha2::{Digest as _, Sha256};
 
 use super::{Reading, write::Table};
 use crate::store::{Store, failure::Failure};
@@ -13,42 +14,49 @@ const MAX_REMEMBERED: usize = 200_000;
 /// Facets that are looked up, or made, by one statement.
 const FACETS_A_STATEMENT: usize = 5_000;
 
-const COLUMNS: &[(&str, &str)] = &[("type", "text"), ("target", "text")];
-
 const FIND: Table = Table {
-    columns: COLUMNS,
-    head: "SELECT facets.id, facets.type AS kind, facets.target FROM ",
-    tail: " JOIN facets ON facets.type = given.type AND facets.target = given.target",
+    columns: &[("type", "text"), ("target_sha256", "bytea")],
+    head: "SELECT facets.id, facets.type AS kind, facets.target_sha256 FROM ",
+    tail: " JOIN facets ON facets.type = given.type AND facets.target_sha256 = given.target_sha256",
 };
 
+/// Arrays have no room for nothing: where there is no target, its digest is empty.
 const MAKE: Table = Table {
-    columns: COLUMNS,
-    head: "INSERT INTO facets (type, target) SELECT given.type, given.target FROM ",
-    tail: " WHERE true ON CONFLICT (type, target) DO NOTHING",
+    columns: &[("type", "text"), ("target", "text"), ("target_sha256", "bytea")],
+    head: "INSERT INTO facets (type, target, target_sha256) \
+           SELECT given.type, CASE WHEN length(given.target_sha256) > 0 THEN given.target END, given.target_sha256 FROM ",
+    tail: " WHERE true ON CONFLICT (type, target_sha256) DO NOTHING",
 };
+
+/// The digest by which a target is found: its SHA-256, or nothing for all targets together.
+pub(in crate::store) fn target_digest(target: Option<&str>) -> Vec<u8> {
+    target.map(|target| Sha256::digest(target).to_vec()).unwrap_or_default()
+}
 
 #[derive(FromQueryResult)]
 struct Row {
-    id: i32,
+    id: i64,
     kind: String,
-    target: String,
+    target_sha256: Vec<u8>,
 }
 
 /// The numbers of facets that are known.
 #[derive(Debug, Default)]
 pub struct FacetIds {
-    by_type: HashMap<String, HashMap<String, i32>>,
+    /// By type, then by the digest of the target: targets may be long.
+    by_type: HashMap<String, HashMap<Vec<u8>, i64>>,
     count: usize,
 }
 
 impl FacetIds {
     /// The number of a facet.
-    pub(super) fn get(&self, kind: &str, target: &str) -> Option<i32> {
-        self.by_type.get(kind)?.get(target).copied()
+    pub(super) fn get(&self, kind: &str, target: Option<&str>) -> Option<i64> {
+        self.by_type.get(kind)?.get(&target_digest(target)).copied()
     }
 
-    fn insert(&mut self, kind: String, target: String, id: i32) {
-        self.count += usize::from(self.by_type.entry(kind).or_default().insert(target, id).is_none());
+    fn insert(&mut self, row: Row) {
+        let of_type = self.by_type.entry(row.kind).or_default();
+        self.count += usize::from(of_type.insert(row.target_sha256, row.id).is_none());
     }
 }
 
@@ -59,33 +67,31 @@ impl Store {
         if ids.count > MAX_REMEMBERED {
             *ids = FacetIds::default();
         }
-        let all = readings.iter().flat_map(|reading| &reading.facets);
-        let all = all.flat_map(|(kind, targets)| targets.keys().map(move |target| (kind.as_str(), target.as_str())));
+        let all = readings.iter().flat_map(|reading| reading.facets.iter()).map(|(kind, target, _)| (kind, target));
         // In their order, so that two processes do not wait for each other.
-        let unknown: BTreeSet<_> = all.filter(|(kind, target)| ids.get(kind, target).is_none()).collect();
+        let unknown: BTreeSet<_> = all.filter(|(kind, target)| ids.get(kind, *target).is_none()).collect();
         let unknown: Vec<_> = unknown.into_iter().collect();
         for facets in unknown.chunks(FACETS_A_STATEMENT) {
             self.facets_find(facets, ids).await?;
-            let new: Vec<_> = facets.iter().copied().filter(|(kind, target)| ids.get(kind, target).is_none()).collect();
+            let new: Vec<_> =
+                facets.iter().copied().filter(|(kind, target)| ids.get(kind, *target).is_none()).collect();
             if new.is_empty() {
                 continue;
             }
-            MAKE.run(&self.write, values(&new)).await?;
+            let rows = new.iter().map(|(kind, target)| -> Vec<Value> {
+                vec![(*kind).into(), target.unwrap_or_default().into(), target_digest(*target).into()]
+            });
+            MAKE.run(&self.write, rows.collect()).await?;
             self.facets_find(&new, ids).await?;
         }
         Ok(())
     }
 
-    async fn facets_find(&self, facets: &[(&str, &str)], ids: &mut FacetIds) -> Result<(), Failure> {
+    async fn facets_find(&self, facets: &[(&str, Option<&str>)], ids: &mut FacetIds) -> Result<(), Failure> {
+        let rows = facets.iter().map(|(kind, target)| vec![(*kind).into(), target_digest(*target).into()]);
         // Not where only reads go: that may be behind.
-        let rows: Vec<Row> = FIND.rows(&self.write, values(facets)).await?;
-        for Row { id, kind, target } in rows {
-            ids.insert(kind, target, id);
-        }
+        let rows: Vec<Row> = FIND.rows(&self.write, rows.collect()).await?;
+        rows.into_iter().for_each(|row| ids.insert(row));
         Ok(())
     }
-}
-
-fn values(facets: &[(&str, &str)]) -> Vec<Vec<Value>> {
-    facets.iter().map(|(kind, target)| vec![(*kind).into(), (*target).into()]).collect()
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{DueSession, INDEX_LOCK, Reading, facets::FacetIds};
 use crate::{
     error::Result,
-    model::{Facets, SessionId, duration_ms},
+    model::{FacetDetail, Facets, SessionId, duration_ms},
     store::{
         Store,
         entity::{facet_day, session, session_facet},
@@ -41,7 +41,7 @@ pub enum Difference {
 
 #[derive(FromQueryResult)]
 struct SumOfDay {
-    facet_id: i32,
+    facet_id: i64,
     actions: i64,
     sessions: i64,
 }
@@ -136,10 +136,15 @@ impl Store {
     }
 
     async fn verify_sessions(&self, rows: &[session::Model], bounds: (Uuid, Uuid)) -> Result<Vec<Difference>> {
-        let due: Vec<_> = rows.iter().map(|row| due_of(row.id, row.action_count, row.segment_id)).collect();
+        // The others would be read in vain, and may have facets without end.
+        let clean = self.clean_versions(rows).await?;
+        let due = rows.iter().filter(|row| clean.contains_key(&row.id));
+        let due: Vec<_> = due.map(|row| due_of(row.id, row.action_count, row.segment_id)).collect();
+        // As many as the index has, whatever the limit is by now.
+        let facets = |row: &session::Model| Facets::new(FacetDetail::from_number(row.facet_detail), usize::MAX);
         let mut readings = Vec::new();
         for portion in super::portions(&due) {
-            match self.index_read(portion).await {
+            match self.index_read(portion, facets).await {
                 Ok(read) => readings.extend(read),
                 Err(failure) => Attempts::default().again_after(failure).await?,
             }
@@ -153,7 +158,7 @@ impl Store {
             .filter(session_facet::Column::SessionId.between(bounds.0, bounds.1))
             .all(&self.read)
             .await?;
-        let mut facets: HashMap<Uuid, BTreeMap<i32, (i64, DateTime<Utc>)>> = HashMap::new();
+        let mut facets: HashMap<Uuid, BTreeMap<i64, (i64, DateTime<Utc>)>> = HashMap::new();
         for row in stored {
             facets.entry(row.session_id).or_default().insert(row.facet_id, (i64::from(row.count), row.first_at));
         }
@@ -172,7 +177,7 @@ impl Store {
             .select_only()
             .columns([session::Column::Id, session::Column::IndexVersion])
             .filter(session::Column::Id.is_in(rows.iter().map(|row| row.id)))
-            .filter(crate::store::search::is_clean())
+            .filter(crate::store::search::is_clean(FacetDetail::Nothing))
             .into_tuple()
             .all(&self.read)
             .await?;
@@ -253,7 +258,7 @@ fn due_of(session_id: Uuid, action_count: i64, segment_id: Option<i64>) -> DueSe
 
 fn differs(
     reading: &Reading,
-    stored: Option<BTreeMap<i32, (i64, DateTime<Utc>)>>,
+    stored: Option<BTreeMap<i64, (i64, DateTime<Utc>)>>,
     ids: &FacetIds,
 ) -> Option<Difference> {
     let id = SessionId::from_uuid(reading.row.id);
@@ -268,9 +273,8 @@ fn differs(
     (!is_same).then_some(Difference::Tracks(id))
 }
 
-fn numbered(facets: &Facets, ids: &FacetIds) -> BTreeMap<i32, (i64, DateTime<Utc>)> {
-    let all =
-        facets.iter().flat_map(|(kind, targets)| targets.iter().map(move |(target, facet)| (kind, target, facet)));
+fn numbered(facets: &Facets, ids: &FacetIds) -> BTreeMap<i64, (i64, DateTime<Utc>)> {
+    let all = facets.iter();
     all.map(|(kind, target, facet)| (ids.get(kind, target).unwrap_or(-1), (facet.count, facet.first_at))).collect()
 }
 

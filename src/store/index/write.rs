@@ -29,17 +29,18 @@ const SESSIONS: Table = Table {
         ("is_dead_end", "boolean"),
         ("first_action_at", "timestamptz"),
         ("last_action_at", "timestamptz"),
+        ("facet_detail", "smallint"),
     ],
     head: "UPDATE sessions SET index_version = sessions.index_version + 1, action_count = given.action_count, \
            error_count = given.error_count, duration_ms = given.duration_ms, active_ms = given.active_ms, \
-           rage_click_count = given.rage_click_count, is_dead_end = given.is_dead_end, \
+           rage_click_count = given.rage_click_count, is_dead_end = given.is_dead_end, facet_detail = given.facet_detail, \
            first_action_at = CASE WHEN given.action_count > 0 THEN given.first_action_at END, \
            last_action_at = CASE WHEN given.action_count > 0 THEN given.last_action_at END FROM ",
     tail: " WHERE sessions.id = given.id AND sessions.index_version = given.index_version RETURNING sessions.id",
 };
 
 const FACETS_THERE: Table = Table {
-    columns: &[("id", "integer")],
+    columns: &[("id", "bigint")],
     head: "SELECT count(*) AS count FROM ",
     tail: " JOIN facets ON facets.id = given.id",
 };
@@ -51,22 +52,22 @@ const FACETS_BEFORE: Table = Table {
     tail: " JOIN session_facets AS rows ON rows.session_id = given.session_id",
 };
 
-/// Facets that a session had and has not any more: somebody has deleted actions by hand.
+/// Facets that a session had and has not any more: it has too many by now, or somebody has deleted actions by hand.
 const FACETS_GONE: Table = Table {
-    columns: &[("facet_id", "integer"), ("session_id", "uuid")],
+    columns: &[("facet_id", "bigint"), ("session_id", "uuid")],
     head: "DELETE FROM session_facets WHERE (facet_id, session_id) IN (SELECT given.facet_id, given.session_id FROM ",
     tail: ")",
 };
 
 const SESSION_FACETS: Table = Table {
-    columns: &[("facet_id", "integer"), ("session_id", "uuid"), ("count", "integer"), ("first_at", "timestamptz")],
+    columns: &[("facet_id", "bigint"), ("session_id", "uuid"), ("count", "integer"), ("first_at", "timestamptz")],
     head: "INSERT INTO session_facets (facet_id, session_id, count, first_at) \
            SELECT given.facet_id, given.session_id, given.count, given.first_at FROM ",
     tail: " WHERE true ON CONFLICT (facet_id, session_id) DO UPDATE SET count = excluded.count, first_at = excluded.first_at",
 };
 
 const FACET_DAYS: Table = Table {
-    columns: &[("day", "date"), ("facet_id", "integer"), ("action_count", "bigint"), ("session_count", "bigint")],
+    columns: &[("day", "date"), ("facet_id", "bigint"), ("action_count", "bigint"), ("session_count", "bigint")],
     head: "INSERT INTO facet_days (day, facet_id, action_count, session_count) \
            SELECT given.day, given.facet_id, given.action_count, given.session_count FROM ",
     tail: " WHERE true ON CONFLICT (day, facet_id) DO UPDATE SET \
@@ -110,7 +111,7 @@ pub(super) async fn in_txn(tx: &DatabaseTransaction, readings: &[Reading], ids: 
     }
     let known = ours.iter().filter(|reading| reading.row.index_version > 0).map(|reading| reading.row.id);
     let mut before = facets_before(tx, known).await?;
-    let mut days: BTreeMap<(NaiveDate, i32), (i64, i64)> = BTreeMap::new();
+    let mut days: BTreeMap<(NaiveDate, i64), (i64, i64)> = BTreeMap::new();
     let mut changed = Vec::new();
     for ((facet, session), (count, first_at)) in facets {
         let old = before.remove(&(facet, session));
@@ -142,7 +143,7 @@ fn day_of(session: Uuid) -> NaiveDate {
 /// Adds to the roll-up: to the actions and to the sessions of each facet of a day.
 pub(super) async fn write_days(
     tx: &DatabaseTransaction,
-    changes: BTreeMap<(NaiveDate, i32), (i64, i64)>,
+    changes: BTreeMap<(NaiveDate, i64), (i64, i64)>,
 ) -> Result<(), DbErr> {
     let changes = changes.into_iter().filter(|(_, (actions, sessions))| (*actions, *sessions) != (0, 0));
     let rows = changes
@@ -158,7 +159,7 @@ struct Written {
 async fn write_sessions(tx: &DatabaseTransaction, readings: &[Reading]) -> Result<HashSet<Uuid>, DbErr> {
     let mut rows: Vec<_> = readings
         .iter()
-        .map(|Reading { row, summary, .. }| {
+        .map(|Reading { row, summary, facets, .. }| {
             vec![
                 row.id.into(),
                 row.index_version.into(),
@@ -171,6 +172,7 @@ async fn write_sessions(tx: &DatabaseTransaction, readings: &[Reading]) -> Resul
                 // Arrays have no room for nothing.
                 summary.first_action_at.unwrap_or(row.started_at).into(),
                 summary.last_action_at.unwrap_or(row.started_at).into(),
+                facets.detail().number().into(),
             ]
         })
         .collect();
@@ -183,7 +185,7 @@ async fn write_sessions(tx: &DatabaseTransaction, readings: &[Reading]) -> Resul
 }
 
 /// Whether these facets are still there: one that no session had for a time may have been swept away.
-async fn are_there(tx: &DatabaseTransaction, facets: BTreeSet<i32>) -> Result<bool, DbErr> {
+async fn are_there(tx: &DatabaseTransaction, facets: BTreeSet<i64>) -> Result<bool, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         count: i64,
@@ -194,16 +196,14 @@ async fn are_there(tx: &DatabaseTransaction, facets: BTreeSet<i32>) -> Result<bo
     Ok(usize::try_from(counts.iter().map(|row| row.count).sum::<i64>()).is_ok_and(|count| count == wanted))
 }
 
-type FacetRows = BTreeMap<(i32, Uuid), (i32, DateTime<Utc>)>;
+type FacetRows = BTreeMap<(i64, Uuid), (i32, DateTime<Utc>)>;
 
 fn facets_of(readings: &[&Reading], ids: &FacetIds) -> Result<FacetRows, Error> {
     let mut rows = FacetRows::new();
     for reading in readings {
-        for (kind, targets) in &reading.facets {
-            for (target, FacetCount { count, first_at }) in targets {
-                let facet = ids.get(kind, target).ok_or(Error::Internal)?;
-                rows.insert((facet, reading.row.id), (i32::try_from(*count).unwrap_or(i32::MAX), *first_at));
-            }
+        for (kind, target, FacetCount { count, first_at }) in reading.facets.iter() {
+            let facet = ids.get(kind, target).ok_or(Error::Internal)?;
+            rows.insert((facet, reading.row.id), (i32::try_from(count).unwrap_or(i32::MAX), first_at));
         }
     }
     Ok(rows)
@@ -213,7 +213,7 @@ fn facets_of(readings: &[&Reading], ids: &FacetIds) -> Result<FacetRows, Error> 
 async fn facets_before(tx: &DatabaseTransaction, sessions: impl Iterator<Item = Uuid>) -> Result<FacetRows, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
-        facet_id: i32,
+        facet_id: i64,
         session_id: Uuid,
         count: i32,
         first_at: DateTime<Utc>,

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sea_orm::{ExprTrait as _, sea_query::Expr};
 
-use super::condition::action_condition;
+use super::target::action_condition;
 use crate::{
     archive::ArchivedAction,
     error::Result,

@@ -4,18 +4,19 @@ use std::borrow::Cow;
 
 use chrono::{DateTime, NaiveDate, Utc};
 use sea_orm::{
-    Condition, DatabaseBackend, EntityTrait as _, ExprTrait as _, QueryFilter as _, QuerySelect as _, QueryTrait as _,
+    Condition, DatabaseBackend, EntityTrait as _, ExprTrait, QueryFilter as _, QuerySelect as _, QueryTrait as _,
     sea_query::{
         Alias, BinOper, Expr, Func, LikeExpr, Query, SelectStatement, SimpleExpr, UnionType,
         extension::postgres::PgExpr as _,
     },
 };
 
+use super::target::{begins_with, facet_condition};
 use crate::{
     error::{Error, Result},
-    model::{ActionMatch, AttributeMatch, Between, SessionFilter, SessionId, TargetMatch},
+    model::{ActionMatch, AttributeMatch, Between, FacetDetail, SessionFilter, SessionId},
     store::{
-        entity::{action, facet, facet_day, session, session_facet, track, user},
+        entity::{facet, facet_day, session, session_facet, track, user},
         question::Question,
     },
 };
@@ -26,8 +27,8 @@ const MAX_FACETS: usize = 20_000;
 /// What has to be looked up before sessions are: facets, and whether the index is all there is.
 pub(in crate::store) struct Survey {
     /// The facets that each match names, by id. None where it names none: every action is of one of them.
-    pub(in crate::store) facets: Vec<Option<Vec<i32>>>,
-    /// Whether any session in the time range may be dirty.
+    pub(in crate::store) facets: Vec<Option<Vec<i64>>>,
+    /// Whether any session in the time range is dirty.
     pub(in crate::store) has_dirty: bool,
     /// How many sessions of these days the index has for each match of one type and target, by its number.
     pub(in crate::store) days: Vec<(usize, NaiveDate, i64)>,
@@ -36,8 +37,9 @@ pub(in crate::store) struct Survey {
 impl Question {
     /// Looks up the facets of matches, and whether there is anything that is not in the index.
     ///
-    /// Query `survey`. Uses the unique index on (type, target) where the type is given, or `facets_target`; where only a
-    /// part of the target is given, it reads the facets of the type. Then `tracks_dirty`, and the primary key of `facet_days`.
+    /// Query `survey`. Uses the unique index on the type and the digest of the target where both are given, or `facets_target`;
+    /// where only a part of the target is given, it reads the facets of the type. Then `tracks_dirty`,
+    /// `sessions_facet_detail`, and the primary key of `facet_days`.
     pub(in crate::store) async fn survey<'a>(
         &self,
         matches: impl Iterator<Item = &'a ActionMatch>,
@@ -48,12 +50,12 @@ impl Question {
         const DIRTY: i32 = -1;
         let mut parts = Vec::new();
         if let Some(filter) = dirty_of {
-            let mut dirty = dirty_sessions();
-            dirty.cond_where(id_range(Expr::col((track::Entity, track::Column::SessionId)), filter)).limit(1);
-            let mut part = Query::select();
-            part.expr_as(Expr::cust(DIRTY.to_string()), "number").expr_as(Expr::cust("0"), "id");
-            part.exprs(no_day()).from_subquery(dirty, "of");
-            parts.push(part);
+            for mut dirty in dirty_parts(filter) {
+                let mut part = Query::select();
+                part.expr_as(Expr::cust(DIRTY.to_string()), "number").expr_as(Expr::cust("CAST(0 AS bigint)"), "id");
+                part.exprs(no_day()).from_subquery(dirty.limit(1).to_owned(), "of");
+                parts.push(part);
+            }
         }
         let mut survey = Survey { facets: Vec::new(), has_dirty: false, days: Vec::new() };
         for (number, wanted) in matches.enumerate() {
@@ -84,7 +86,7 @@ impl Question {
         let mut parts = parts.into_iter();
         let Some(mut query) = parts.next() else { return Ok(survey) };
         query.unions(parts.map(|part| (UnionType::All, part)));
-        let rows: Vec<(i32, i32, Option<NaiveDate>, Option<i64>)> = self.rows("survey", &query).await?;
+        let rows: Vec<(i32, i64, Option<NaiveDate>, Option<i64>)> = self.rows("survey", &query).await?;
         for (number, id, day, count) in rows {
             let Ok(number) = usize::try_from(number) else {
                 survey.has_dirty = true;
@@ -106,7 +108,7 @@ impl Question {
     }
 
     /// The facets that one match names.
-    pub(in crate::store) async fn facets_of(&self, wanted: &ActionMatch) -> Result<Option<Vec<i32>>> {
+    pub(in crate::store) async fn facets_of(&self, wanted: &ActionMatch) -> Result<Option<Vec<i64>>> {
         Ok(self.survey(std::iter::once(wanted), None, &[]).await?.facets.pop().flatten())
     }
 }
@@ -115,57 +117,6 @@ impl Question {
 /// database looks at two.
 fn no_day() -> [Expr; 2] {
     ["date", "bigint"].map(|kind| Expr::cust(format!("CAST(NULL AS {kind})")))
-}
-
-fn facet_condition(wanted: &ActionMatch, is_postgres: bool) -> Condition {
-    let kind = (facet::Entity, facet::Column::Kind);
-    let target = (facet::Entity, facet::Column::Target);
-    let mut condition = Condition::all();
-    if let Some(wanted) = &wanted.kind {
-        condition = condition.add(Expr::col(kind).eq(wanted.as_str()));
-    }
-    if let Some(wanted) = &wanted.target {
-        condition = condition.add(target_condition(Expr::col(target), wanted, is_postgres));
-        if let TargetMatch::Prefix(prefix) = wanted {
-            // The collation of the column is by bytes, so that a range is a prefix.
-            condition = condition.add(Expr::col(target).gte(prefix.as_str()));
-            condition = condition.add(Expr::col(target).lte(format!("{prefix}{}", char::MAX)));
-        }
-    }
-    condition
-}
-
-fn target_condition(target: Expr, wanted: &TargetMatch, is_postgres: bool) -> SimpleExpr {
-    match wanted {
-        TargetMatch::Exact(wanted) => target.eq(wanted.as_str()),
-        TargetMatch::Prefix(prefix) => {
-            let length = i64::try_from(prefix.chars().count()).unwrap_or(i64::MAX);
-            let start = Func::cust("substr").arg(target).arg(1).arg(length_argument(length));
-            SimpleExpr::from(start).eq(prefix.as_str())
-        }
-        TargetMatch::Contains(part) => {
-            let position = Func::cust(if is_postgres { "strpos" } else { "instr" });
-            SimpleExpr::from(position.arg(target).arg(part.as_str())).gt(0)
-        }
-    }
-}
-
-/// PostgreSQL's substr takes 4 bytes.
-fn length_argument(length: i64) -> i32 {
-    i32::try_from(length).unwrap_or(i32::MAX)
-}
-
-/// Actions of the type and target that a match names.
-pub(in crate::store) fn action_condition(wanted: &ActionMatch, is_postgres: bool) -> Condition {
-    let mut condition = Condition::all();
-    if let Some(kind) = &wanted.kind {
-        condition = condition.add(Expr::col((action::Entity, action::Column::Kind)).eq(kind.as_str()));
-    }
-    if let Some(target) = &wanted.target {
-        let column = Expr::col((action::Entity, action::Column::Target));
-        condition = condition.add(target_condition(column, target, is_postgres));
-    }
-    condition
 }
 
 /// The ids of the sessions that a filter's time range lets through: an id carries its session's start. For any column of such
@@ -264,8 +215,7 @@ fn users_with_email(filter: &SessionFilter, is_postgres: bool) -> SelectStatemen
             let escaped = prefix.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
             condition = condition.add(email.like(LikeExpr::new(format!("{escaped}%"))));
         } else {
-            condition = condition.add(email.clone().gte(prefix.as_str()));
-            condition = condition.add(email.lt(format!("{prefix}{}", char::MAX)));
+            condition = begins_with(condition, &email, prefix);
         }
     }
     user::Entity::find().select_only().column(user::Column::Id).filter(condition).into_query()
@@ -331,30 +281,54 @@ fn is_between(column: session::Column, wanted: Between) -> Condition {
     condition
 }
 
-/// That a session is in the index as it is.
-pub(in crate::store) fn is_clean() -> SimpleExpr {
+/// That a session is in the index as it is, with so much of its facets.
+pub(in crate::store) fn is_clean(detail: FacetDetail) -> Condition {
     let mut dirty = Query::select();
     dirty
         .expr(Expr::val(1))
         .from(track::Entity)
         .and_where(Expr::col((track::Entity, track::Column::SessionId)).equals((session::Entity, session::Column::Id)))
         .and_where(Expr::cust("\"tracks\".\"dirty\""));
-    Expr::exists(dirty).not()
+    Condition::all().add(Expr::exists(dirty).not()).add_option(lacks_facets(detail).map(ExprTrait::not))
 }
 
-/// The sessions that are not in the index as they are. Uses `tracks_dirty`.
-pub(in crate::store) fn dirty_sessions() -> SelectStatement {
+/// That the index has less than so much of a session's facets, if that may be. Said as the partial index says it.
+pub(in crate::store) fn lacks_facets(detail: FacetDetail) -> Option<SimpleExpr> {
+    let number = detail.number();
+    let sql = format!("(\"sessions\".\"facet_detail\" < 2 AND \"sessions\".\"facet_detail\" < {number})");
+    (number > 0).then(|| Expr::cust(sql))
+}
+
+/// The ids of the sessions in a filter's time range that are not in the index as they are, and of those of which the index has
+/// less than what the filter asks for. Uses `tracks_dirty` and `sessions_facet_detail`.
+fn dirty_parts(filter: &SessionFilter) -> Vec<SelectStatement> {
+    let session_id = (track::Entity, track::Column::SessionId);
     let mut dirty = Query::select();
     dirty
-        .column((track::Entity, track::Column::SessionId))
+        .column(session_id)
         .from(track::Entity)
-        .and_where(Expr::cust("\"tracks\".\"dirty\""));
+        .and_where(Expr::cust("\"tracks\".\"dirty\""))
+        .cond_where(id_range(Expr::col(session_id), filter));
+    let lacking = lacks_facets(filter.facet_detail()).map(|lacks| {
+        let id = (session::Entity, session::Column::Id);
+        let mut lacking = Query::select();
+        lacking.column(id).from(session::Entity).and_where(lacks).cond_where(id_range(Expr::col(id), filter));
+        lacking
+    });
+    std::iter::once(dirty).chain(lacking).collect()
+}
+
+/// All of these together.
+pub(in crate::store) fn dirty_sessions(filter: &SessionFilter) -> SelectStatement {
+    let mut parts = dirty_parts(filter).into_iter();
+    let mut dirty = parts.next().unwrap_or_default();
+    dirty.unions(parts.map(|part| (UnionType::All, part)));
     dirty
 }
 
 /// One of these facets. More than one are numbers in the text of the statement: they are our own, and may be more than
 /// parameters may be.
-pub(in crate::store) fn is_one_of(column: Expr, facets: &[i32]) -> SimpleExpr {
+pub(in crate::store) fn is_one_of(column: Expr, facets: &[i64]) -> SimpleExpr {
     match facets {
         [] => Expr::cust("1 = 0"),
         [facet] => column.eq(*facet),
@@ -363,7 +337,7 @@ pub(in crate::store) fn is_one_of(column: Expr, facets: &[i32]) -> SimpleExpr {
 }
 
 /// That a session has so many actions of these facets. Exact for clean sessions.
-pub(in crate::store) fn has_facets(facets: Option<&[i32]>, min_count: i64, filter: &SessionFilter) -> SimpleExpr {
+pub(in crate::store) fn has_facets(facets: Option<&[i64]>, min_count: i64, filter: &SessionFilter) -> SimpleExpr {
     let Some(facets) = facets else { return session_column(session::Column::ActionCount).gte(min_count) };
     let mut rows = Query::select();
     let session_id = Expr::col((session_facet::Entity, session_facet::Column::SessionId));

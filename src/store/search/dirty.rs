@@ -1,5 +1,6 @@
-//! Sessions that are not in the index as they are: few, at most those of the last seconds. What is asked of them is answered
-//! from their tracks and their actions.
+//! Sessions that are not in the index as they are: few, at most those of the last seconds. And those of whose facets the index
+//! has too little for what is asked, because they have too many. What is asked of them is answered from their tracks and their
+//! actions.
 
 use std::collections::HashMap;
 
@@ -10,13 +11,16 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::condition::{Survey, action_condition, dirty_sessions, of_sessions, session_column};
+use super::{
+    condition::{Survey, dirty_sessions, of_sessions, session_column},
+    target::action_condition,
+};
 use crate::{
     archive::ArchivedAction,
     error::Result,
     model::{
-        ActionMatch, ActionView, Attributes, Evaluation, Facets, SessionFilter, SessionId, StoredAction, Summary,
-        Summing, Track, duration_ms,
+        ActionMatch, ActionView, Attributes, Evaluation, FacetDetail, Facets, SessionFilter, SessionId, StoredAction,
+        Summary, Summing, Track, duration_ms,
     },
     store::{
         entity::{session, track},
@@ -35,7 +39,7 @@ pub(in crate::store) enum Depth {
     Actions,
 }
 
-/// A matching session that is not in the index as it is.
+/// A matching session of which the index does not tell.
 pub(in crate::store) struct DirtySession {
     pub(in crate::store) row: session::Model,
     pub(in crate::store) tracks: Vec<Track>,
@@ -47,8 +51,8 @@ pub(in crate::store) struct DirtySession {
     pub(in crate::store) last_action_at: Option<DateTime<Utc>>,
     /// With [`Depth::Actions`], or where the filter asks for it.
     pub(in crate::store) summary: Option<Summary>,
-    /// With [`Depth::Actions`], or where the filter asks for the summary.
-    pub(in crate::store) facets: Option<Facets>,
+    /// With [`Depth::Actions`], as far as they are kept.
+    pub(in crate::store) facets: Facets,
     /// Where it matches, if the filter asks for actions.
     pub(in crate::store) first_match: Option<DateTime<Utc>>,
     /// How often it was indexed before.
@@ -64,9 +68,9 @@ struct Look<'a> {
 }
 
 impl<'a> Look<'a> {
-    fn new(filter: &'a SessionFilter, session: Uuid) -> Self {
+    fn new(filter: &'a SessionFilter, session: Uuid, facets: Facets) -> Self {
         let evaluation = Evaluation::new(filter, SessionId::from_uuid(session).started_at());
-        Self { evaluation, summing: Summing::default(), of_tracks: HashMap::new() }
+        Self { evaluation, summing: Summing::with(facets), of_tracks: HashMap::new() }
     }
 }
 
@@ -98,11 +102,11 @@ impl Question {
 
     /// The dirty sessions that match a filter.
     ///
-    /// Query `dirty sessions`. Uses `tracks_dirty`, then the primary key of `sessions`.
+    /// Query `dirty sessions`. Uses `tracks_dirty` and `sessions_facet_detail`, then the primary key of `sessions`.
     async fn dirty(&self, filter: &SessionFilter, depth: Depth, now: DateTime<Utc>) -> Result<DirtySessions> {
         let rows = session::Entity::find()
             .filter(of_sessions(filter, now, self.backend()))
-            .filter(session_column(session::Column::Id).in_subquery(dirty_sessions()))
+            .filter(session_column(session::Column::Id).in_subquery(dirty_sessions(filter)))
             .into_query();
         let rows: Vec<session::Model> = self.models("dirty sessions", &rows).await?;
         let all: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
@@ -113,9 +117,9 @@ impl Question {
         matching.retain(|session| session.may_match(filter));
         let needs_summary = depth == Depth::Actions || filter.asks_for_summary();
         if needs_summary || filter.asks_for_actions() {
-            matching = self.look_at_actions(matching, filter, needs_summary).await?;
+            matching = self.look_at_actions(matching, filter, (depth, needs_summary)).await?;
         }
-        matching.extend(self.look_at_actions(cut, filter, true).await?);
+        matching.extend(self.look_at_actions(cut, filter, (depth, true)).await?);
         matching.retain(|session| session.may_match(filter));
         Ok(DirtySessions { matching, all })
     }
@@ -124,7 +128,7 @@ impl Question {
         &self,
         sessions: Vec<DirtySession>,
         filter: &SessionFilter,
-        needs_summary: bool,
+        (depth, needs_summary): (Depth, bool),
     ) -> Result<Vec<DirtySession>> {
         let wanted =
             if needs_summary { Condition::all() } else { wanted_actions(filter.matches(), self.is_postgres()) };
@@ -133,7 +137,9 @@ impl Question {
         while sessions.peek().is_some() {
             let chunk: Vec<_> = sessions.by_ref().take(SESSIONS_A_STATEMENT).collect();
             let ids: Vec<_> = chunk.iter().map(|session| session.id.as_uuid()).collect();
-            let mut looks: HashMap<Uuid, Look<'_>> = ids.iter().map(|id| (*id, Look::new(filter, *id))).collect();
+            let facets = if depth == Depth::Actions { FacetDetail::Targets } else { FacetDetail::Nothing };
+            let look = |id: &Uuid| (*id, Look::new(filter, *id, Facets::new(facets, self.max_session_facets)));
+            let mut looks: HashMap<Uuid, Look<'_>> = ids.iter().map(look).collect();
             let mut actions = self.actions_in_order(&ids, wanted.clone(), needs_data(filter)).await?;
             while let Some(ArchivedAction { session, stored }) = actions.next().await? {
                 let Some(look) = looks.get_mut(&session) else { continue };
@@ -233,7 +239,7 @@ impl DirtySession {
             error_count: tracks.iter().map(|track| track.error_count).sum(),
             last_action_at: tracks.iter().filter_map(|track| track.last_action_at).max(),
             summary: None,
-            facets: None,
+            facets: Facets::default(),
             first_match: None,
             index_version: row.index_version,
             row,
@@ -249,7 +255,7 @@ impl DirtySession {
         self.action_count = summary.action_count;
         self.error_count = summary.error_count;
         self.last_action_at = summary.last_action_at;
-        (self.summary, self.facets) = (Some(summary), Some(facets));
+        (self.summary, self.facets) = (Some(summary), facets);
     }
 
     /// Whether it matches as far as its tracks can tell, or all of its actions have.

@@ -28,13 +28,13 @@ pub(super) struct Prepared<'a> {
     pub(super) filter: &'a SessionFilter,
     now: DateTime<Utc>,
     /// The facets of each match: of `all_of`, of `any_of`, of `none_of` and of the sequence.
-    pub(super) facets: [Vec<Option<Vec<i32>>>; 4],
+    pub(super) facets: [Vec<Option<Vec<i64>>>; 4],
     dirty: Dirty,
     /// Of sessions with lesser ids, the index is not believed what it says of rage clicks.
     pub(super) outdated_below: Option<Uuid>,
 }
 
-/// The dirty sessions, which are left out.
+/// The sessions of which the index does not tell, and which are left out.
 #[derive(Clone, Debug)]
 enum Dirty {
     Few(Vec<Uuid>),
@@ -100,7 +100,7 @@ impl Prepared<'_> {
         let mut condition = of_sessions(filter, self.now, question.backend()).add(self.of_summaries());
         condition = match &self.dirty {
             Dirty::Few(ids) => condition.add_option(is_none_of(session_column(session::Column::Id), ids)),
-            Dirty::Many => condition.add(is_clean()),
+            Dirty::Many => condition.add(is_clean(filter.facet_detail())),
         };
         for (index, (wanted, facets)) in filter.all_of.iter().zip(all).enumerate() {
             if is_wanted(index) {
@@ -271,7 +271,7 @@ impl Prepared<'_> {
     }
 
     /// The matches of `all_of` that are of one facet each: index, facet and count.
-    fn single_facets(&self) -> impl Iterator<Item = (usize, i32, i64)> {
+    fn single_facets(&self) -> impl Iterator<Item = (usize, i64, i64)> {
         let matches = self.filter.all_of.iter().zip(&self.facets[0]).enumerate();
         matches.filter_map(|(index, (wanted, facets))| match facets.as_deref() {
             Some([facet]) => Some((index, *facet, necessary_count(wanted))),

@@ -157,7 +157,7 @@ fn matches(table: &mut Table) {
     ];
     for (field, may_be_empty, make) in kinds {
         let texts =
-            [(String::new(), may_be_empty), (text(1_024), true), (text(1_025), false), ("\0".to_owned(), false)];
+            [(String::new(), may_be_empty), (text(8_192), true), (text(8_193), false), ("\0".to_owned(), false)];
         for (target, is_good) in texts {
             let filter = of_all(ActionMatch { target_match: Some(make(target)), ..Default::default() });
             table.row("a target", list(filter), good_if(is_good, field));
@@ -360,7 +360,7 @@ fn durations_and_errors(table: &mut Table) {
     }
     let crooked = Some(Duration { seconds: 60, nanos: 1 });
     table.row("a crooked interval", errors(crooked), invalid("interval"));
-    for (target, is_good) in [(text(1_024), true), (text(1_025), false), ("\0".to_owned(), false)] {
+    for (target, is_good) in [(text(8_192), true), (text(8_193), false), ("\0".to_owned(), false)] {
         let request = GetErrorFrequencyRequest { target, ..Default::default() };
         table.row("an error", request, good_if(is_good, "target"));
     }
@@ -378,7 +378,7 @@ fn transitions_and_funnels(table: &mut Table) {
     }
     let bad = ListTransitionsRequest { types: vec!["\0".to_owned()], ..in_range.clone() };
     table.row("a bad type", bad, invalid("types[0]"));
-    let bad = ListTransitionsRequest { from_target: text(1_025), ..in_range.clone() };
+    let bad = ListTransitionsRequest { from_target: text(8_193), ..in_range.clone() };
     table.row("a bad target", bad, invalid("from_target"));
     let bad = ListTransitionsRequest { limit: -1, ..in_range };
     table.row("a bad limit", bad, invalid("limit"));

@@ -7,7 +7,7 @@ use reel::{
     proto::SessionEnd,
 };
 
-use super::{Asker, PLANS, World, check_index_with, wait_until_indexed};
+use super::{Asker, FEW_FACETS, PLANS, World, check_index_with, wait_until_indexed};
 use crate::{
     archive::{apply, archive_all, later},
     harness::{Backend, Reel, TestDatabase, end, say_seed, seeds},
@@ -17,16 +17,28 @@ use crate::{
 /// How many questions are asked at each stage.
 const QUESTIONS: usize = 120;
 
-on_both_databases!(every_answer_is_exact_of_what_is_archived);
+on_both_databases!(
+    every_answer_is_exact_of_what_is_archived,
+    every_answer_is_exact_of_archived_sessions_with_more_facets_than_the_index_keeps,
+);
 
 async fn every_answer_is_exact_of_what_is_archived(backend: Backend) {
-    for seed in seeds(PLANS) {
+    answers_are_exact(backend, PLANS, &[]).await;
+}
+
+async fn every_answer_is_exact_of_archived_sessions_with_more_facets_than_the_index_keeps(backend: Backend) {
+    answers_are_exact(backend, 1, &FEW_FACETS).await;
+}
+
+async fn answers_are_exact(backend: Backend, plans: u64, arguments: &[&str]) {
+    for seed in seeds(plans) {
         say_seed(seed);
         let mut rng = StdRng::seed_from_u64(seed);
         let database = TestDatabase::new(backend).await;
         let folder = tempfile::tempdir().unwrap();
         let archive = ["--archive", folder.path().to_str().unwrap()];
-        let reel = Reel::start_on(&database, &archive).await;
+        let arguments = [&archive, arguments].concat();
+        let reel = Reel::start_on(&database, &arguments).await;
         let mut world = World::new(&mut rng);
         world.record(&reel, &mut rng).await;
         end_most(&mut world, &reel, &mut rng).await;
@@ -44,14 +56,14 @@ async fn every_answer_is_exact_of_what_is_archived(backend: Backend) {
         reel.stop().await;
 
         // Archived sessions go on, are changed and erased; nobody indexes it.
-        let unindexed = Reel::start_on(&database, &["--indexer", "off", archive[0], archive[1]]).await;
+        let unindexed = Reel::start_on(&database, &[&["--indexer", "off"], &*arguments].concat()).await;
         world.change(&unindexed, &mut rng).await;
         asker.ask_many(&unindexed, &world, &mut rng, QUESTIONS).await;
         check_playbacks(&unindexed, &world).await;
         unindexed.stop().await;
 
         // Indexed again, part in segments and part in rows.
-        let reel = Reel::start_on(&database, &archive).await;
+        let reel = Reel::start_on(&database, &arguments).await;
         wait_until_indexed(&database).await;
         check_index_with(&database, &archive).await;
         asker.ask_many(&reel, &world, &mut rng, QUESTIONS).await;

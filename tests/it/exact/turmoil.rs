@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    answers,
+    FEW_FACETS, answers,
     ask::{Asker, analytics, ask_before},
     check_index,
     questions::{action_match, steps},
@@ -42,7 +42,10 @@ const SENDERS: usize = 3;
 /// Sessions that start before this are not written to any more.
 const WRITTEN_FROM_MS: i64 = (NOON_MS / DAY_MS + 2) * DAY_MS;
 
-on_both_databases!(answers_are_exact_while_others_write_and_the_indexer_is_killed);
+on_both_databases!(
+    answers_are_exact_while_others_write_and_the_indexer_is_killed,
+    answers_are_exact_in_turmoil_where_sessions_have_more_facets_than_the_index_keeps,
+);
 
 /// What was acknowledged, and what was sent.
 #[derive(Default)]
@@ -52,15 +55,23 @@ struct Worlds {
 }
 
 async fn answers_are_exact_while_others_write_and_the_indexer_is_killed(backend: Backend) {
+    answers_are_exact(backend, &[]).await;
+}
+
+async fn answers_are_exact_in_turmoil_where_sessions_have_more_facets_than_the_index_keeps(backend: Backend) {
+    answers_are_exact(backend, &FEW_FACETS).await;
+}
+
+async fn answers_are_exact(backend: Backend, arguments: &[&str]) {
     for seed in seeds(1) {
         say_seed(seed);
         let mut rng = StdRng::seed_from_u64(seed);
         let database = TestDatabase::new(backend).await;
-        let reel = Arc::new(Reel::start_on(&database, &["--indexer", "off"]).await);
+        let reel = Arc::new(Reel::start_on(&database, &[&["--indexer", "off"], arguments].concat()).await);
         let mut world = World::new(&mut rng);
         world.record(&reel, &mut rng).await;
         let worlds = Arc::new(Mutex::new(Worlds { acknowledged: world.clone(), sent: world }));
-        let mut indexer = Process::serve(&database.url, &[]).await;
+        let mut indexer = Process::serve(&database.url, arguments).await;
         let (stop, allowed) = (CancellationToken::new(), Arc::new(Semaphore::new(0)));
         let senders: Vec<_> = (0..SENDERS)
             .map(|number| {

@@ -1,13 +1,19 @@
 //! What is seldom recorded, and must be found all the same.
 
+use std::collections::BTreeSet;
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use reel::proto::{
-    Action, ActionMatch, DataCondition, DataOperator, ListSessionsRequest, SessionFilter, SessionStart,
-    data_condition::Value,
+    Action, ActionDimension, ActionMatch, CountActionsRequest, DataCondition, DataOperator, DeleteSessionRequest,
+    ListSessionsRequest, SessionFilter, SessionStart, action_match::TargetMatch, data_condition::Value,
 };
 
+use super::{Asker, World, ask::analytics, check_index, wait_until_indexed};
 use crate::{
-    exact::{check_index, wait_until_indexed},
-    harness::{Backend, NOON_MS, Reel, TestDatabase, action, batch, click, eventually, session_id, start, user},
+    harness::{
+        Backend, NOON_MS, Reel, TestDatabase, action, batch, click, eventually, say_seed, seeds, session_id, start,
+        user,
+    },
     on_both_databases,
 };
 
@@ -15,6 +21,8 @@ on_both_databases!(
     conditions_find_all_data_that_was_taken,
     the_beginning_of_an_email_address_is_found_in_either_case,
     what_older_definitions_have_indexed_is_not_believed_and_is_made_anew,
+    long_targets_are_told_apart_and_found_by_long_beginnings,
+    facets_may_have_numbers_of_more_than_4_bytes,
 );
 
 async fn number_found(reel: &Reel, filter: SessionFilter) -> usize {
@@ -121,6 +129,101 @@ async fn what_older_definitions_have_indexed_is_not_believed_and_is_made_anew(ba
     check_index(&database).await;
     for reel in [unindexed, reel] {
         check_rage(&reel, &recorded).await;
+        reel.stop().await;
+    }
+}
+
+/// Characters of 4 bytes, which no database can make shorter.
+fn characters(rng: &mut StdRng, count: usize) -> String {
+    (0..count).map(|_| char::from_u32(rng.random_range(0x20000..0x2A000)).unwrap()).collect()
+}
+
+async fn long_targets_are_told_apart_and_found_by_long_beginnings(backend: Backend) {
+    let mut rng = StdRng::seed_from_u64(0);
+    let database = TestDatabase::new(backend).await;
+    let limits = ["--max-target-bytes", "8192", "--max-type-bytes", "512"];
+    let unindexed = Reel::start_on(&database, &[&["--indexer", "off"], &limits[..]].concat()).await;
+    let kind: String = (0..512).map(|_| char::from(rng.random_range(b'a'..=b'z'))).collect();
+    let beginning = characters(&mut rng, 700);
+    let longest = format!("{beginning}bb{}", characters(&mut rng, (8_192 - 2_802) / 4));
+    let longest = format!("{longest}{}", "x".repeat(8_192 - longest.len()));
+    let targets =
+        [format!("{beginning}a"), format!("{beginning}b"), longest.clone(), "b".to_owned(), "b\u{10ffff}x".to_owned()];
+    for target in &targets {
+        let actions = vec![action(0, &kind, target)];
+        let recorded = vec![start("", SessionStart::default()), batch("", "", 1, actions)];
+        assert_eq!(unindexed.record(recorded).await.unwrap().receipts[0].tracks[0].accepted_count, 1);
+    }
+    let start_of = |count: usize| beginning.chars().take(count).collect::<String>();
+    let wanted: Vec<(TargetMatch, usize)> = vec![
+        (TargetMatch::Target(targets[0].clone()), 1),
+        (TargetMatch::Target(targets[1].clone()), 1),
+        (TargetMatch::Target(longest.clone()), 1),
+        (TargetMatch::Target(start_of(512)), 0),
+        (TargetMatch::TargetPrefix(start_of(10)), 3),
+        (TargetMatch::TargetPrefix(start_of(511)), 3),
+        (TargetMatch::TargetPrefix(start_of(512)), 3),
+        (TargetMatch::TargetPrefix(start_of(513)), 3),
+        (TargetMatch::TargetPrefix(beginning.clone()), 3),
+        (TargetMatch::TargetPrefix(format!("{beginning}b")), 2),
+        (TargetMatch::TargetPrefix(longest.clone()), 1),
+        (TargetMatch::TargetPrefix(format!("{}b", start_of(512))), 0),
+        (TargetMatch::TargetContains(longest[6_002..].to_owned()), 1),
+        (TargetMatch::TargetContains("b".to_owned()), 4),
+        (TargetMatch::TargetPrefix("b".to_owned()), 2),
+    ];
+    let ask = async |reel: &Reel| {
+        for kind in ["", &kind] {
+            for (number, (target, count)) in wanted.iter().enumerate() {
+                let target_match = Some(target.clone());
+                let wanted = ActionMatch { r#type: kind.to_owned(), target_match, ..ActionMatch::default() };
+                let filter = SessionFilter { all_of: vec![wanted], ..SessionFilter::default() };
+                assert_eq!(number_found(reel, filter).await, *count, "{number}, {} bytes of type", kind.len());
+            }
+        }
+        let group_by = vec![ActionDimension::Target.into()];
+        let request = CountActionsRequest { group_by, ..CountActionsRequest::default() };
+        let counted = analytics(reel).count_actions(request).await.unwrap().into_inner();
+        let counted: BTreeSet<_> = counted.groups.into_iter().map(|group| group.target.unwrap()).collect();
+        assert!(counted.iter().eq(targets.iter().collect::<BTreeSet<_>>()));
+    };
+    ask(&unindexed).await;
+    let reel = Reel::start_on(&database, &limits).await;
+    wait_until_indexed(&database).await;
+    assert_eq!(database.number("SELECT count(*) FROM facets").await, 5);
+    ask(&reel).await;
+    check_index(&database).await;
+    unindexed.stop().await;
+    reel.stop().await;
+}
+
+async fn facets_may_have_numbers_of_more_than_4_bytes(backend: Backend) {
+    for seed in seeds(1) {
+        say_seed(seed);
+        let mut rng = StdRng::seed_from_u64(seed);
+        let (reel, database) = Reel::start(backend).await;
+        let next = i64::from(i32::MAX) - 2;
+        let sql = match backend {
+            Backend::Postgres => format!("ALTER SEQUENCE facets_id_seq RESTART WITH {next}"),
+            Backend::Sqlite => format!("INSERT INTO sqlite_sequence (name, seq) VALUES ('facets', {next} - 1)"),
+        };
+        database.execute(&sql).await;
+        let mut world = World::new(&mut rng);
+        world.record(&reel, &mut rng).await;
+        wait_until_indexed(&database).await;
+        assert_eq!(database.number("SELECT min(id) FROM facets").await, next);
+        assert!(database.number("SELECT max(id) FROM facets").await > i64::from(i32::MAX));
+        check_index(&database).await;
+        let mut asker = Asker::default();
+        asker.ask_many(&reel, &world, &mut rng, 50).await;
+        world.change(&reel, &mut rng).await;
+        asker.ask_many(&reel, &world, &mut rng, 25).await;
+        // Erases all of them, and what they leave behind.
+        for id in world.sessions.into_keys() {
+            reel.sessions().delete_session(DeleteSessionRequest { session_id: id }).await.unwrap();
+        }
+        eventually("no facet is left", async || database.number("SELECT count(*) FROM facets").await == 0).await;
+        assert_eq!(database.number("SELECT count(*) FROM facet_days").await, 0);
         reel.stop().await;
     }
 }

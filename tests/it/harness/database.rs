@@ -3,6 +3,7 @@
 use std::{env, time::Duration};
 
 use sea_orm::ConnectionTrait as _;
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 /// Which kind of database.
@@ -74,6 +75,16 @@ impl TestDatabase {
         let rows = connection.query_all_raw(statement).await.unwrap();
         rows.into_iter().map(|row| row.try_get_by_index(0).unwrap()).collect()
     }
+}
+
+/// The statement that makes a facet, as the service would.
+pub fn insert_facet(backend: Backend, id: i64, kind: &str, target: &str) -> String {
+    let digest = Sha256::digest(target).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+    let digest = match backend {
+        Backend::Sqlite => format!("x'{digest}'"),
+        Backend::Postgres => format!("'\\x{digest}'"),
+    };
+    format!("INSERT INTO facets (id, type, target, target_sha256) VALUES ({id}, '{kind}', '{target}', {digest})")
 }
 
 /// A connection for a moment. Its pool has no task of its own: that may go on for ever, and then the process does not end

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt as _;
 use sea_orm::{
-    ExprTrait as _,
+    Condition, ExprTrait as _,
     sea_query::{Expr, JoinType, Query, SelectStatement},
 };
 use uuid::Uuid;
@@ -29,8 +29,7 @@ type Text = Option<String>;
 type Each = (Text, Text, Text, Text, Uuid, DateTime<Utc>, String, String, Text);
 
 impl Question {
-    /// Query `actions by group`. Uses the partial index of errors where only errors are asked for, else the primary key of
-    /// `actions` for the sessions, or the days, that are asked for.
+    /// Counts the actions of all that match.
     pub(super) async fn count_by_actions(
         &self,
         counting: &ActionCounting,
@@ -38,8 +37,20 @@ impl Question {
         now: DateTime<Utc>,
         tally: &mut Tally,
     ) -> Result<()> {
+        self.count_actions_of(counting, matched.all(&counting.filter, now, self), tally).await
+    }
+
+    /// Counts the actions of the sessions that these conditions choose.
+    ///
+    /// Query `actions by group`. Uses the partial index of errors where only errors are asked for, else the primary key of
+    /// `actions` for the sessions, or the days, that are asked for.
+    pub(super) async fn count_actions_of(
+        &self,
+        counting: &ActionCounting,
+        conditions: Vec<Condition>,
+        tally: &mut Tally,
+    ) -> Result<()> {
         let columns = Columns::of(&counting.group_by, self.backend());
-        let conditions = matched.all(&counting.filter, now, self);
         let archived = self.archived(&conditions).await?;
         self.count_archived(counting, &archived, tally).await?;
         for condition in conditions {

@@ -28,7 +28,7 @@ pub(super) struct Columns {
 pub(super) struct Row {
     pub(super) key: GroupKey,
     /// Where the query groups by it.
-    pub(super) facet: Option<i32>,
+    pub(super) facet: Option<i64>,
     pub(super) count: i64,
 }
 
@@ -61,7 +61,7 @@ impl Columns {
         query.add_group_by((1..=self.columns.len()).map(|place| Expr::cust(place.to_string())));
         match &self.facet {
             Some(facet) => query.expr(facet.clone()).add_group_by([facet.clone()]),
-            None => query.expr(Expr::cust("CAST(NULL AS integer)")),
+            None => query.expr(Expr::cust("CAST(NULL AS bigint)")),
         };
         query.expr(Func::coalesce([SimpleExpr::from(Func::cast_as(sum, Alias::new("bigint"))), Expr::val(0_i64)]));
     }
@@ -74,7 +74,7 @@ impl Columns {
         query: &SelectStatement,
     ) -> Result<Vec<Row>, DbErr> {
         type Text = Option<String>;
-        let rows: Vec<(Text, Text, Text, Text, Option<i32>, i64)> = question.rows(name, query).await?;
+        let rows: Vec<(Text, Text, Text, Text, Option<i64>, i64)> = question.rows(name, query).await?;
         let rows = rows.into_iter().map(|(one, two, three, four, facet, count)| {
             let key = [one, two, three, four].into_iter().take(self.columns.len()).collect();
             Row { key, facet, count }

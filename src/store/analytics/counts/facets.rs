@@ -6,6 +6,7 @@ use sea_orm::{
     Condition, DbErr, EntityTrait as _, ExprTrait as _, QueryFilter as _, QuerySelect as _, QueryTrait as _,
     sea_query::{Expr, JoinType, Query},
 };
+use uuid::Uuid;
 
 use super::{
     columns::{Columns, Row, key_of},
@@ -13,12 +14,12 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    model::{ActionCounting, Dimension, GroupKey, SessionFilter},
+    model::{ActionCounting, Dimension, FacetDetail, GroupKey, SessionFilter},
     store::{
-        analytics::tally::Tally,
+        analytics::{are, sessions_where, tally::Tally},
         entity::{facet, session, session_facet},
         question::Question,
-        search::{Matched, id_range, is_one_of},
+        search::{Matched, id_range, is_one_of, lacks_facets},
     },
 };
 
@@ -32,6 +33,7 @@ impl Question {
         matched: &Matched,
         tally: &mut Tally,
     ) -> Result<()> {
+        let detail = counting.facet_detail();
         let facets = self.facets_of(&counting.action).await?;
         let of_days = |dimension: &Dimension| dimension.is_of_facets() || *dimension == Dimension::SessionDay;
         let days =
@@ -49,16 +51,40 @@ impl Question {
         }
         let names = self.names(&rows).await?;
         for row in rows {
-            tally.add(key(&counting.group_by, &row, &names)?, row.count)?;
+            let name = row.facet.map(|facet| names.get(&facet).ok_or(Error::Internal)).transpose()?;
+            if name.is_some_and(|(_, target)| target.is_none()) && detail == FacetDetail::Targets {
+                // Of a session whose actions are counted below.
+                continue;
+            }
+            tally.add(key(&counting.group_by, &row, name), row.count)?;
         }
-        for session in &matched.dirty {
-            for (kind, targets) in session.facets.iter().flatten() {
-                for (target, facet) in targets.iter().filter(|(target, _)| counting.action.has_facet(kind, target)) {
-                    tally.add(key_of(&counting.group_by, session, Some(kind), Some(target)), facet.count)?;
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            matched.dirty.iter().partition(|session| session.facets.detail() >= detail);
+        for session in known {
+            for (kind, target, facet) in session.facets.iter() {
+                if counting.action.has_facet(kind, target.unwrap_or_default()) {
+                    tally.add(key_of(&counting.group_by, session, Some(kind), target), facet.count)?;
                 }
             }
         }
-        Ok(())
+        let mut to_read: Vec<Uuid> = unknown.iter().map(|session| session.id.as_uuid()).collect();
+        to_read.extend(self.lacking(detail, &matched.clean).await?);
+        self.count_actions_of(counting, are(&to_read), tally).await
+    }
+
+    /// Those of the sessions that these conditions choose of which the index has less than so much of their facets.
+    ///
+    /// Query `sessions without facets`. Uses `sessions_facet_detail`.
+    async fn lacking(&self, detail: FacetDetail, clean: &[Condition]) -> Result<Vec<Uuid>, DbErr> {
+        let mut sessions = Vec::new();
+        let Some(lacks) = lacks_facets(detail) else { return Ok(sessions) };
+        for condition in clean {
+            let mut query = sessions_where(Condition::all().add(condition.clone()).add(lacks.clone()));
+            query.column((session::Entity, session::Column::Id));
+            let rows: Vec<(Uuid,)> = self.rows("sessions without facets", &query).await?;
+            sessions.extend(rows.into_iter().map(|(id,)| id));
+        }
+        Ok(sessions)
     }
 
     /// Query `facets by group`. Uses the primary key of `session_facets` for the facets that are asked for, else reads those
@@ -66,7 +92,7 @@ impl Question {
     async fn count_by_session_facets(
         &self,
         counting: &ActionCounting,
-        facets: Option<&[i32]>,
+        facets: Option<&[i64]>,
         range: &SessionFilter,
         clean: &[Condition],
     ) -> Result<Vec<Row>, DbErr> {
@@ -94,7 +120,7 @@ impl Question {
     /// The names of the facets of these rows.
     ///
     /// Query `names of facets`. Uses the primary key.
-    async fn names(&self, rows: &[Row]) -> Result<HashMap<i32, (String, String)>, DbErr> {
+    async fn names(&self, rows: &[Row]) -> Result<HashMap<i64, (String, Option<String>)>, DbErr> {
         let mut ids: Vec<_> = rows.iter().filter_map(|row| row.facet).collect();
         ids.sort_unstable();
         ids.dedup();
@@ -109,22 +135,18 @@ impl Question {
         if ids.len() <= FEW_FACETS {
             query = query.filter(is_one_of(Expr::col((facet::Entity, facet::Column::Id)), &ids));
         }
-        let names: Vec<(i32, String, String)> = self.rows("names of facets", &query.into_query()).await?;
+        let names: Vec<(i64, String, Option<String>)> = self.rows("names of facets", &query.into_query()).await?;
         Ok(names.into_iter().map(|(id, kind, target)| (id, (kind, target))).collect())
     }
 }
 
 /// A key with the names of the facet in it.
-fn key(dimensions: &[Dimension], row: &Row, names: &HashMap<i32, (String, String)>) -> Result<GroupKey> {
-    let name = match row.facet {
-        Some(facet) => Some(names.get(&facet).ok_or(Error::Internal)?),
-        None => None,
-    };
+fn key(dimensions: &[Dimension], row: &Row, name: Option<&(String, Option<String>)>) -> GroupKey {
     let mut others = row.key.iter();
     let part = |dimension: &Dimension| match (dimension, name) {
         (Dimension::Type, Some((kind, _))) => Some(kind.clone()),
-        (Dimension::Target, Some((_, target))) => Some(target.clone()),
+        (Dimension::Target, Some((_, target))) => target.clone(),
         _ => others.next().cloned().flatten(),
     };
-    Ok(dimensions.iter().map(part).collect())
+    dimensions.iter().map(part).collect()
 }

@@ -1,9 +1,10 @@
 //! Counting by the daily roll-up. It is the sum of what the index has of the sessions of a day, dirty ones included: of those,
 //! what it has is taken away again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{Days, NaiveDate, NaiveTime};
+use futures_util::TryStreamExt as _;
 use sea_orm::{
     DbErr, EntityTrait as _, ExprTrait as _, QueryFilter as _, QuerySelect as _, QueryTrait as _,
     sea_query::{Expr, Query},
@@ -70,7 +71,7 @@ impl Question {
     pub(super) async fn count_by_days(
         &self,
         counting: &ActionCounting,
-        facets: Option<&[i32]>,
+        facets: Option<&[i64]>,
         days: &WholeDays,
     ) -> Result<Vec<Row>, DbErr> {
         let day = Expr::col((facet_day::Entity, facet_day::Column::Day));
@@ -79,7 +80,7 @@ impl Question {
         let mut query = Query::select();
         query.from(facet_day::Entity);
         for (is_wanted, column, nothing) in
-            [(by_facet, facet_day::Column::FacetId, "integer"), (by_day, facet_day::Column::Day, "date")]
+            [(by_facet, facet_day::Column::FacetId, "bigint"), (by_day, facet_day::Column::Day, "date")]
         {
             if is_wanted {
                 query.column((facet_day::Entity, column)).group_by_col((facet_day::Entity, column));
@@ -97,7 +98,7 @@ impl Question {
         if let Some(facets) = facets {
             query.and_where(is_one_of(Expr::col((facet_day::Entity, facet_day::Column::FacetId)), facets));
         }
-        let rows: Vec<(Option<i32>, Option<NaiveDate>, i64)> = self.rows("roll-up", &query).await?;
+        let rows: Vec<(Option<i64>, Option<NaiveDate>, i64)> = self.rows("roll-up", &query).await?;
         let row = |(facet, day, count): (_, Option<NaiveDate>, _)| {
             let key = day.map(|day| Some(day.to_string())).into_iter().collect();
             Row { key, facet, count }
@@ -111,7 +112,7 @@ impl Question {
     pub(super) async fn roll_up_of_dirty(
         &self,
         counting: &ActionCounting,
-        facets: Option<&[i32]>,
+        facets: Option<&[i64]>,
         days: &WholeDays,
         matched: &Matched,
     ) -> Result<Vec<Row>> {
@@ -119,8 +120,8 @@ impl Question {
             matched.dirty.iter().filter(|session| session.index_version > 0 && days.contains(session.id)).collect();
         let by_facet = counting.group_by.iter().any(Dimension::is_of_facets);
         let by_day = counting.group_by.contains(&Dimension::SessionDay);
-        let wanted: Option<HashSet<i32>> = facets.map(|facets| facets.iter().copied().collect());
-        let mut rows = Vec::new();
+        let wanted: Option<HashSet<i64>> = facets.map(|facets| facets.iter().copied().collect());
+        let mut counts: HashMap<(Option<NaiveDate>, Option<i64>), i64> = HashMap::new();
         for sessions in indexed.chunks(SESSIONS_A_STATEMENT) {
             let query = session_facet::Entity::find()
                 .select_only()
@@ -134,14 +135,18 @@ impl Question {
                         .is_in(sessions.iter().map(|session| session.id.as_uuid())),
                 )
                 .into_query();
-            let mut found: Vec<(i32, Uuid, i32)> = self.rows("roll-up of dirty sessions", &query).await?;
-            found.retain(|(facet, ..)| wanted.as_ref().is_none_or(|wanted| wanted.contains(facet)));
-            rows.extend(found.into_iter().map(|(facet, session, count)| {
-                let day = SessionId::from_uuid(session).started_at().date_naive().to_string();
-                let key = by_day.then_some(Some(day)).into_iter().collect();
-                Row { key, facet: by_facet.then_some(facet), count: -i64::from(count) }
-            }));
+            let mut rows = self.stream::<(i64, Uuid, i32)>("roll-up of dirty sessions", &query).await?;
+            while let Some((facet, session, count)) = rows.try_next().await? {
+                if wanted.as_ref().is_none_or(|wanted| wanted.contains(&facet)) {
+                    let day = by_day.then(|| SessionId::from_uuid(session).started_at().date_naive());
+                    *counts.entry((day, by_facet.then_some(facet))).or_default() -= i64::from(count);
+                }
+            }
         }
-        Ok(rows)
+        let rows = counts.into_iter().map(|((day, facet), count)| {
+            let key = day.map(|day| Some(day.to_string())).into_iter().collect();
+            Row { key, facet, count }
+        });
+        Ok(rows.collect())
     }
 }
