@@ -23,6 +23,7 @@ on_both_databases!(
     what_older_definitions_have_indexed_is_not_believed_and_is_made_anew,
     long_targets_are_told_apart_and_found_by_long_beginnings,
     facets_may_have_numbers_of_more_than_4_bytes,
+    what_the_roll_up_has_of_no_session_needs_no_name,
 );
 
 async fn number_found(reel: &Reel, filter: SessionFilter) -> usize {
@@ -226,4 +227,18 @@ async fn facets_may_have_numbers_of_more_than_4_bytes(backend: Backend) {
         assert_eq!(database.number("SELECT count(*) FROM facet_days").await, 0);
         reel.stop().await;
     }
+}
+
+/// As between two steps of a sweep, when an indexer or an erasure has taken the last session of a facet away after the first.
+async fn what_the_roll_up_has_of_no_session_needs_no_name(backend: Backend) {
+    let (reel, database) = Reel::start(backend).await;
+    let id = session_id(NOON_MS);
+    reel.record(vec![start(&id, SessionStart::default()), batch("", "", 1, vec![click(0, "x")])]).await.unwrap();
+    wait_until_indexed(&database).await;
+    let sql = "INSERT INTO facet_days (day, facet_id, action_count, session_count) VALUES ('2026-11-01', 4711, 0, 0)";
+    database.execute(sql).await;
+    let request = CountActionsRequest { group_by: vec![ActionDimension::Target.into()], ..Default::default() };
+    let counted = analytics(&reel).count_actions(request).await.unwrap().into_inner();
+    assert_eq!((counted.total_action_count, counted.groups.len()), (1, 1));
+    reel.stop().await;
 }

@@ -78,7 +78,8 @@ impl Question {
         let by_facet = counting.group_by.iter().any(Dimension::is_of_facets);
         let by_day = counting.group_by.contains(&Dimension::SessionDay);
         let mut query = Query::select();
-        query.from(facet_day::Entity);
+        // What no session has any more is to be swept, and its name may have gone before.
+        query.from(facet_day::Entity).and_where(Expr::col((facet_day::Entity, facet_day::Column::SessionCount)).gt(0));
         for (is_wanted, column, nothing) in
             [(by_facet, facet_day::Column::FacetId, "bigint"), (by_day, facet_day::Column::Day, "date")]
         {
