@@ -6,7 +6,7 @@ use reel::proto::SessionStart;
 use crate::{
     archive::apply,
     exact::{by_hand::id_in_sql, check_index, run_index, wait_until_indexed},
-    harness::{Backend, NOON_MS, Reel, TestDatabase, action, batch, click, session_id, start},
+    harness::{Backend, NOON_MS, Reel, TestDatabase, action, batch, click, insert_facet, session_id, start},
     on_both_databases,
 };
 
@@ -79,7 +79,7 @@ async fn what_the_index_has_of_nothing_is_found_out_and_mended(backend: Backend)
             "INSERT INTO facet_days (day, facet_id, action_count, session_count) SELECT '{}', id, 2, 1 FROM facets",
             day + chrono::Days::new(2)
         ),
-        "INSERT INTO facets (type, target) VALUES ('nothing', 'has this')".to_owned(),
+        insert_facet(backend, 4_711, "nothing", "has this"),
         "UPDATE tracks SET lost_count = 1 WHERE session_id = (SELECT id FROM sessions ORDER BY id DESC LIMIT 1)"
             .to_owned(),
     ] {
