@@ -111,7 +111,14 @@ impl Damaged {
     /// Looks after the archive some hours after the first time. A service may do so by itself, at another time.
     async fn tidy_after(&self, hours: i64) -> Result<(), Error> {
         let now = later() + TimeDelta::hours(hours);
-        self.store.retention_apply(&RetentionPolicy::default(), now).await.map(|_| ())
+        let mut tidied = Err(Error::RetentionRunning);
+        // The service may have ended in the middle of it, and its lease outlives it by some seconds.
+        eventually("nobody else looks after the archive", async || {
+            tidied = self.store.retention_apply(&RetentionPolicy::default(), now).await.map(|_| ());
+            tidied != Err(Error::RetentionRunning)
+        })
+        .await;
+        tidied
     }
 
     /// The last line of what `reel archive --verify` says.
