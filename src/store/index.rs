@@ -16,8 +16,8 @@ use std::collections::{HashMap, HashSet};
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt as _;
 use sea_orm::{
-    ColumnTrait as _, ConnectionTrait as _, EntityTrait as _, FromQueryResult, QueryFilter as _, QueryOrder as _,
-    QuerySelect as _, Statement,
+    ColumnTrait as _, ConnectionTrait as _, DatabaseTransaction, DbErr, EntityTrait as _, FromQueryResult,
+    QueryFilter as _, QueryOrder as _, QuerySelect as _, Statement,
     sea_query::{Expr, ExprTrait as _},
 };
 use uuid::Uuid;
@@ -242,14 +242,20 @@ impl Store {
         for reading in &readings {
             self.partition_ensure_for(SessionId::from_uuid(reading.row.id)).await;
         }
+        let tx = self.begin_to_index().await?;
+        write::in_txn(&tx, &readings, ids).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Begins a transaction during which nobody sweeps facets.
+    async fn begin_to_index(&self) -> Result<DatabaseTransaction, DbErr> {
         let tx = self.begin().await?;
         if self.is_postgres() {
             let share = format!("SET LOCAL lock_timeout = '500ms'; SELECT pg_advisory_xact_lock_shared({FACETS_LOCK})");
             tx.execute_unprepared(&share).await?;
         }
-        write::in_txn(&tx, &readings, ids).await?;
-        tx.commit().await?;
-        Ok(())
+        Ok(tx)
     }
 
     /// `facets` says what to keep of the facets of a session.

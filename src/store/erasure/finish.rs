@@ -2,14 +2,14 @@
 //! gaps of SQLite's pages and in its log, in dead rows of PostgreSQL. Each of these is noted when the sessions are gone, and
 //! taken from the list when it is gone too. An erasure of which nothing is on the list is finished.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ColumnTrait as _, ConnectionTrait as _, DatabaseTransaction, DbErr, EntityTrait as _, FromQueryResult,
     QueryFilter as _, QuerySelect as _, QueryTrait as _, Set, Statement, sea_query::OnConflict,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::{
     error::{Error, Result},
@@ -32,10 +32,6 @@ const LOG: &str = "log";
 
 /// A file of the archive that may have what was erased.
 const FILE: &str = "file";
-
-/// How often the lock of those who index is tried for, and with what pauses.
-const CLAIM_ATTEMPTS: u32 = 100;
-const CLAIM_PAUSE: Duration = Duration::from_millis(50);
 
 /// For so many times as long as writing SQLite's file anew took, it is not done again.
 const REWRITE_PAUSE: u32 = 20;
@@ -69,7 +65,8 @@ impl Store {
         // What is noted from now on is of rows that may die after these are cleared.
         let remains = self.erasure_remains().await?;
         if remains.iter().any(|remain| remain.kind == TABLES) {
-            self.facets_sweep_for_erasure().await?;
+            // Whoever has read an erased session before makes no facets of it any more.
+            self.facets_sweep().await?;
             if self.is_postgres() {
                 let days = remains.iter().filter(|remain| remain.kind == DAY);
                 self.vacuum(&days.filter_map(|remain| remain.name.parse().ok()).collect()).await?;
@@ -132,19 +129,6 @@ impl Store {
         }
         tx.commit().await?;
         Ok(())
-    }
-
-    /// Whoever has read a session that was erased meanwhile would make its facets anew after the sweep: nobody indexes now.
-    async fn facets_sweep_for_erasure(&self) -> Result<()> {
-        for _ in 0..CLAIM_ATTEMPTS {
-            if let Some(claim) = self.index_claim().await? {
-                let swept = self.facets_sweep().await;
-                claim.release().await;
-                return swept;
-            }
-            sleep(CLAIM_PAUSE).await;
-        }
-        Err(Error::Contention)
     }
 
     /// Notes, when no answer shows anything of an erasure any more, where else something may be. After the last session's

@@ -1,9 +1,13 @@
 //! The numbers of facets.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeSet, HashMap, HashSet},
+};
 
 use sea_orm::{FromQueryResult, Value};
 use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
 
 use super::{Reading, write::Table};
 use crate::store::{Store, failure::Failure};
@@ -28,6 +32,12 @@ const MAKE: Table = Table {
     tail: " WHERE true ON CONFLICT (type, target_sha256) DO NOTHING",
 };
 
+const SESSIONS_THERE: Table = Table {
+    columns: &[("id", "uuid")],
+    head: "SELECT sessions.id FROM ",
+    tail: " JOIN sessions ON sessions.id = given.id",
+};
+
 /// The digest by which a target is found: its SHA-256, or nothing for all targets together.
 pub(in crate::store) fn target_digest(target: Option<&str>) -> Vec<u8> {
     target.map(|target| Sha256::digest(target).to_vec()).unwrap_or_default()
@@ -38,6 +48,11 @@ struct Row {
     id: i64,
     kind: String,
     target_sha256: Vec<u8>,
+}
+
+#[derive(FromQueryResult)]
+struct Session {
+    id: Uuid,
 }
 
 /// The numbers of facets that are known.
@@ -67,23 +82,40 @@ impl Store {
         if ids.count > MAX_REMEMBERED {
             *ids = FacetIds::default();
         }
-        let all = readings.iter().flat_map(|reading| reading.facets.iter()).map(|(kind, target, _)| (kind, target));
-        // In their order, so that two processes do not wait for each other.
-        let unknown: BTreeSet<_> = all.filter(|(kind, target)| ids.get(kind, *target).is_none()).collect();
-        let unknown: Vec<_> = unknown.into_iter().collect();
-        for facets in unknown.chunks(FACETS_A_STATEMENT) {
-            self.facets_find(facets, ids).await?;
-            let new: Vec<_> =
-                facets.iter().copied().filter(|(kind, target)| ids.get(kind, *target).is_none()).collect();
-            if new.is_empty() {
-                continue;
-            }
-            let rows = new.iter().map(|(kind, target)| -> Vec<Value> {
-                vec![(*kind).into(), target.unwrap_or_default().into(), target_digest(*target).into()]
-            });
-            MAKE.run(&self.write, rows.collect()).await?;
-            self.facets_find(&new, ids).await?;
+        self.facets_look_up(readings, ids).await?;
+        for new in unknown(readings, ids).chunks(FACETS_A_STATEMENT) {
+            self.facets_make(new, readings).await?;
+            self.facets_find(new, ids).await?;
         }
+        Ok(())
+    }
+
+    /// Learns the numbers of the facets of these readings that there are.
+    pub(super) async fn facets_look_up(&self, readings: &[Reading], ids: &mut FacetIds) -> Result<(), Failure> {
+        for facets in unknown(readings, ids).chunks(FACETS_A_STATEMENT) {
+            self.facets_find(facets, ids).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes facets, but none of a session that was erased since it was read: nobody would remove it again. A sweep that follows
+    /// the erasure of one that is still there comes after this transaction.
+    async fn facets_make(&self, facets: &[(&str, Option<&str>)], readings: &[Reading]) -> Result<(), Failure> {
+        let tx = self.begin_to_index().await?;
+        let sessions = readings.iter().map(|reading| vec![reading.row.id.into()]).collect();
+        let there: Vec<Session> = SESSIONS_THERE.rows(&tx, sessions).await?;
+        let mut facets = Cow::Borrowed(facets);
+        if there.len() < readings.len() {
+            let there: HashSet<_> = there.into_iter().map(|session| session.id).collect();
+            let there = readings.iter().filter(|reading| there.contains(&reading.row.id));
+            let wanted: HashSet<_> = there.flat_map(facets_of).collect();
+            facets.to_mut().retain(|facet| wanted.contains(facet));
+        }
+        let rows = facets.iter().map(|(kind, target)| -> Vec<Value> {
+            vec![(*kind).into(), target.unwrap_or_default().into(), target_digest(*target).into()]
+        });
+        MAKE.run(&tx, rows.collect()).await?;
+        tx.commit().await?;
         Ok(())
     }
 
@@ -94,4 +126,15 @@ impl Store {
         rows.into_iter().for_each(|row| ids.insert(row));
         Ok(())
     }
+}
+
+fn facets_of(reading: &Reading) -> impl Iterator<Item = (&str, Option<&str>)> {
+    reading.facets.iter().map(|(kind, target, _)| (kind, target))
+}
+
+/// The facets of these readings whose numbers are not known. In their order, so that two processes do not wait for each other.
+fn unknown<'a>(readings: &'a [Reading], ids: &FacetIds) -> Vec<(&'a str, Option<&'a str>)> {
+    let all = readings.iter().flat_map(facets_of);
+    let unknown: BTreeSet<_> = all.filter(|(kind, target)| ids.get(kind, *target).is_none()).collect();
+    unknown.into_iter().collect()
 }

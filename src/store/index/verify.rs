@@ -150,7 +150,7 @@ impl Store {
             }
         }
         let mut ids = FacetIds::default();
-        match self.facets_learn(&readings, &mut ids).await {
+        match self.facets_look_up(&readings, &mut ids).await {
             Ok(()) => {}
             Err(failure) => Attempts::default().again_after(failure).await?,
         }

@@ -9,13 +9,20 @@ use reel::{
         DeleteSessionRequest, DeleteUserRequest, GetStorageStatsRequest, SessionEnd, SessionStart,
         retention_service_client::RetentionServiceClient,
     },
+    store::{Due, FacetIds},
 };
 use tonic::Code;
 
-use super::{archive_all, files, later, record_sessions, tidy, with_archive};
+use super::{
+    archive_all, files,
+    gate::{Gate, Stop},
+    later, record_sessions, tidy, with_archive,
+};
 use crate::{
     exact::{check_index, wait_until_indexed},
-    harness::{Backend, NOON_MS, Reel, TestDatabase, action, batch, end, session_id, start, user},
+    harness::{
+        Backend, NOON_MS, Reel, TestDatabase, action, batch, end, eventually, service_args, session_id, start, user,
+    },
     on_both_databases,
     retention::traces::everything,
 };
@@ -25,6 +32,7 @@ on_both_databases!(
     a_user_deleted_by_hand_is_in_no_segment,
     archived_sessions_expire_with_their_files,
     the_budget_archives_the_oldest_days,
+    whoever_has_read_a_session_before_it_was_erased_makes_none_of_its_facets_anew,
 );
 
 const CANARY: &str = "canary";
@@ -138,5 +146,43 @@ async fn the_budget_archives_the_oldest_days(backend: Backend) {
     assert_eq!((report.days[0].reason, report.days[0].sessions), (ExpiryReason::Archive, 12));
     assert!(report.bytes_after < report.bytes_before, "{report:?}");
     assert_eq!(reel.get(&ids[0]).await.unwrap().action_count, 170);
+    reel.stop().await;
+}
+
+async fn whoever_has_read_a_session_before_it_was_erased_makes_none_of_its_facets_anew(backend: Backend) {
+    let (database, gate) = (TestDatabase::new(backend).await, Gate::default());
+    let reel = gate.serve(&database).await;
+    record_canaries(&reel, &database).await;
+    archive_all(&reel).await;
+    reel.stop().await;
+    let reel = Reel::start_with(gate.open(&database).await, service_args(&["--indexer", "off"])).await;
+    reel.wait_until_serving().await;
+    let everything = Due { quiet_since: later(), grown_by: 0 };
+    let begin_to_index = async || {
+        database.execute("UPDATE tracks SET dirty = true, lost_count = NULL").await;
+        let store = gate.open(&database).await;
+        let due = store.index_due(everything, None, 10).await.unwrap().due;
+        assert_eq!(due.len(), 2);
+        tokio::spawn(async move { store.index_sessions(&due, &mut FacetIds::default()).await.unwrap() })
+    };
+    let before = gate.reads();
+    begin_to_index().await.await.unwrap();
+    let reads = gate.reads() - before;
+
+    gate.close(Stop::AfterRead(reads - 1));
+    let indexing = begin_to_index().await;
+    gate.somebody_waits().await;
+    let request = DeleteUserRequest { user_id: "canary-user".to_owned() };
+    reel.users().delete_user(request).await.unwrap();
+    let facets = async || database.number("SELECT count(*) FROM facets").await;
+    eventually("facets are swept", async || {
+        let _ = reel.store.erasures_finish(Utc::now()).await;
+        facets().await == 0
+    })
+    .await;
+    gate.open_up();
+    let indexed = indexing.await.unwrap();
+    assert_eq!((indexed.sessions.len(), indexed.failed.len()), (2, 0), "they were read before");
+    assert_eq!(facets().await, 0);
     reel.stop().await;
 }

@@ -102,6 +102,12 @@ async fn what_the_index_has_of_nothing_is_found_out_and_mended(backend: Backend)
     let (is_right, said) = run_index(&database, &["--verify"]).await;
     assert!(is_right && said == "2 sessions checked, 0 differences\n", "{said}");
 
+    // It makes nothing.
+    database.execute("DELETE FROM facets").await;
+    let (is_right, said) = run_index(&database, &["--verify"]).await;
+    assert!(!is_right && said.contains("its facets are wrong"), "{said}");
+    assert_eq!(database.number("SELECT count(*) FROM facets").await, 0);
+
     // And where there are no sessions at all.
     database.execute("DELETE FROM sessions").await;
     database
