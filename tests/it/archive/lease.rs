@@ -3,12 +3,13 @@
 use chrono::TimeDelta;
 use reel::{
     error::Error,
-    model::{Pin, RetentionPolicy},
+    model::{Pin, RetentionPolicy, RetentionReport},
     proto::{
-        ActionDimension, ActionMatch, CountActionsRequest, DeleteSessionRequest, SessionFilter,
+        Action, ActionDimension, ActionMatch, CountActionsRequest, DeleteSessionRequest, SessionFilter,
         analytics_service_client::AnalyticsServiceClient,
     },
 };
+use tokio::task::JoinHandle;
 
 use super::{
     apply, archive_after, archive_all, end_lease,
@@ -43,20 +44,37 @@ async fn restore_all(reel: &Reel) {
     }
 }
 
-async fn who_tidies_up_does_not_touch_what_another_is_writing(backend: Backend) {
-    let (database, gate) = (TestDatabase::new(backend).await, Gate::default());
-    let reel = gate.serve(&database).await;
-    let ids = record_sessions(&reel, &database, 3).await;
-    let before = play_each(&reel, &ids).await;
-    let reads = reads_to_archive(&gate, &reel).await;
-    restore_all(&reel).await;
-    tidy(&reel).await;
+/// Three sessions that are being archived by a service that waits.
+struct Archiving {
+    database: TestDatabase,
+    gate: Gate,
+    reel: Reel,
+    ids: Vec<String>,
+    /// What was played of each before.
+    before: Vec<Vec<Action>>,
+    archiving: JoinHandle<Result<RetentionReport, Error>>,
+}
 
-    // The file is whole, and not in use yet: its last part was read back.
-    gate.close(Stop::AfterRead(reads - 1));
-    let archiving = reel.store.clone();
-    let archiving = tokio::spawn(async move { archiving.retention_apply(&archive_after(0), later()).await });
-    gate.somebody_waits().await;
+impl Archiving {
+    /// The file is whole, and not in use yet: its last part was read back.
+    async fn begin(backend: Backend) -> Self {
+        let (database, gate) = (TestDatabase::new(backend).await, Gate::default());
+        let reel = gate.serve(&database).await;
+        let ids = record_sessions(&reel, &database, 3).await;
+        let before = play_each(&reel, &ids).await;
+        let reads = reads_to_archive(&gate, &reel).await;
+        restore_all(&reel).await;
+        tidy(&reel).await;
+        gate.close(Stop::AfterRead(reads - 1));
+        let store = reel.store.clone();
+        let archiving = tokio::spawn(async move { store.retention_apply(&archive_after(0), later()).await });
+        gate.somebody_waits().await;
+        Self { database, gate, reel, ids, before, archiving }
+    }
+}
+
+async fn who_tidies_up_does_not_touch_what_another_is_writing(backend: Backend) {
+    let Archiving { database, gate, reel, ids, before, archiving } = Archiving::begin(backend).await;
     let other = gate.open(&database).await;
     for hours in 1..=3 {
         let tidied = other.retention_apply(&RetentionPolicy::default(), later() + TimeDelta::hours(hours)).await;
@@ -74,18 +92,7 @@ async fn who_tidies_up_does_not_touch_what_another_is_writing(backend: Backend) 
 
 /// Removes the file of a writer that waits, unless it may not be, and stops there; then the writer goes on.
 async fn a_writer_that_was_taken_for_dead_loses_nothing(backend: Backend) {
-    let (database, gate) = (TestDatabase::new(backend).await, Gate::default());
-    let reel = gate.serve(&database).await;
-    let ids = record_sessions(&reel, &database, 3).await;
-    let before = play_each(&reel, &ids).await;
-    let reads = reads_to_archive(&gate, &reel).await;
-    restore_all(&reel).await;
-    tidy(&reel).await;
-
-    gate.close(Stop::AfterRead(reads - 1));
-    let archiving = reel.store.clone();
-    let archiving = tokio::spawn(async move { archiving.retention_apply(&archive_after(0), later()).await });
-    gate.somebody_waits().await;
+    let Archiving { database, gate, reel, ids, before, archiving } = Archiving::begin(backend).await;
     end_lease(&database).await;
     // Whoever removes something stops then.
     gate.close(Stop::AfterRemoval);
