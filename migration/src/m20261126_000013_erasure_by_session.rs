@@ -12,24 +12,33 @@ pub(crate) struct Migration;
 const POSTGRES: &str = "
 CREATE INDEX session_facets_session ON session_facets (session_id);
 CREATE INDEX facet_days_facet ON facet_days (facet_id);
-CREATE OR REPLACE FUNCTION reel_erase_sessions() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE
-    erased record;
-BEGIN
-    INSERT INTO tombstones (session_id, erased_at) SELECT id, now() FROM gone ON CONFLICT DO NOTHING;
-    FOR erased IN SELECT id, segment_id, (started_at AT TIME ZONE 'UTC')::date AS day FROM gone ORDER BY id LOOP
-        EXECUTE 'WITH removed AS (
-                DELETE FROM session_facets WHERE session_id = $1 RETURNING facet_id, count
-            )
-            UPDATE facet_days SET action_count = action_count - removed.count, session_count = session_count - 1
-            FROM removed WHERE facet_days.facet_id = removed.facet_id AND facet_days.day = $2'
-            USING erased.id, erased.day;
-        EXECUTE 'DELETE FROM actions WHERE session_id = $1' USING erased.id;
-        UPDATE segments SET stale = stale + 1 WHERE id = erased.segment_id;
-    END LOOP;
-    RETURN NULL;
-END $$;
 ";
+
+/// What goes with sessions, between these statements.
+pub(crate) fn erase_sessions(before: &str, after: &str) -> String {
+    format!(
+        "CREATE OR REPLACE FUNCTION reel_erase_sessions() RETURNS trigger LANGUAGE plpgsql AS $$
+         DECLARE
+             erased record;
+             own text := current_setting('reel.own_delete', true);
+         BEGIN
+             {before}
+             INSERT INTO tombstones (session_id, erased_at) SELECT id, now() FROM gone ON CONFLICT DO NOTHING;
+             FOR erased IN SELECT id, segment_id, (started_at AT TIME ZONE 'UTC')::date AS day FROM gone ORDER BY id LOOP
+                 EXECUTE 'WITH removed AS (
+                         DELETE FROM session_facets WHERE session_id = $1 RETURNING facet_id, count
+                     )
+                     UPDATE facet_days SET action_count = action_count - removed.count, session_count = session_count - 1
+                     FROM removed WHERE facet_days.facet_id = removed.facet_id AND facet_days.day = $2'
+                     USING erased.id, erased.day;
+                 EXECUTE 'DELETE FROM actions WHERE session_id = $1' USING erased.id;
+                 UPDATE segments SET stale = stale + 1 WHERE id = erased.segment_id;
+             END LOOP;
+             {after}
+             RETURN NULL;
+         END $$"
+    )
+}
 
 const SQLITE: &str = "
 CREATE INDEX session_facets_session ON session_facets (session_id);
@@ -109,10 +118,10 @@ END;
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let sql = match manager.get_database_backend() {
-            DatabaseBackend::Postgres => POSTGRES,
-            _ => SQLITE,
+            DatabaseBackend::Postgres => format!("{POSTGRES}{}", erase_sessions("", "")),
+            _ => SQLITE.to_owned(),
         };
-        manager.get_connection().execute_unprepared(sql).await.map(|_| ())
+        manager.get_connection().execute_unprepared(&sql).await.map(|_| ())
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {

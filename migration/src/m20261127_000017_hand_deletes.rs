@@ -10,6 +10,8 @@ use sea_orm_migration::{
     sea_orm::{DatabaseBackend, FromQueryResult, Statement},
 };
 
+use crate::m20261126_000013_erasure_by_session::erase_sessions;
+
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
 
@@ -53,11 +55,15 @@ END $$;
 CREATE TRIGGER actions_delete AFTER DELETE ON actions REFERENCING OLD TABLE AS gone FOR EACH STATEMENT
     WHEN (current_setting('reel.own_delete', true) IS DISTINCT FROM 'on') EXECUTE FUNCTION reel_cut_tracks();
 SELECT reel_watch_deletes(inhrelid) FROM pg_inherits WHERE inhparent = 'actions'::regclass;
-ALTER FUNCTION reel_erase_sessions() SET reel.own_delete = 'on';
 ";
 
+/// Sessions that go take their actions along. A function that has the setting of its own would do, but only superusers may make one.
+const OWN_DELETES: (&str, &str) = (
+    "PERFORM set_config('reel.own_delete', 'on', true);",
+    "PERFORM set_config('reel.own_delete', coalesce(own, ''), true);",
+);
+
 const POSTGRES_DOWN: &str = "
-ALTER FUNCTION reel_erase_sessions() RESET reel.own_delete;
 DROP FUNCTION reel_watch_deletes(regclass);
 DROP FUNCTION reel_cut_tracks_of_all() CASCADE;
 DROP FUNCTION reel_cut_tracks() CASCADE;
@@ -100,6 +106,9 @@ impl MigrationTrait for Migration {
         for sql in COLUMNS.into_iter().chain([sql]) {
             connection.execute_unprepared(sql).await?;
         }
+        if is_postgres(manager) {
+            connection.execute_unprepared(&erase_sessions(OWN_DELETES.0, OWN_DELETES.1)).await?;
+        }
         mend_addresses(manager).await?;
         connection.execute_unprepared(&refuse_addresses(manager)).await.map(|_| ())
     }
@@ -107,6 +116,9 @@ impl MigrationTrait for Migration {
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let connection = manager.get_connection();
         let sql = if is_postgres(manager) { POSTGRES_DOWN } else { SQLITE_DOWN };
+        if is_postgres(manager) {
+            connection.execute_unprepared(&erase_sessions("", "")).await?;
+        }
         for sql in [sql, "ALTER TABLE tracks DROP COLUMN cut", "ALTER TABLE tracks DROP COLUMN lost_count"] {
             connection.execute_unprepared(sql).await?;
         }

@@ -319,6 +319,11 @@ where
                     return Poll::Ready(None);
                 }
                 Poll::Pending => {
+                    // Between two requests of a stream that may stay open. Whoever asks for the next one is done with the last.
+                    if !this.is_upload && this.deadline.is_none() && matches!(this.phase, Phase::Header { have: 0, .. })
+                    {
+                        this.permits.release();
+                    }
                     if let Some(arriving) = &mut this.arriving {
                         ready!(arriving.poll_stalled(cx));
                         this.arriving = None;

@@ -390,7 +390,7 @@ impl Failure {
                 cause => failed_before > 0 || !cause.is_passing() || self.is_lock_timeout(),
             },
             Self::Outdated => failed_before > 0,
-            Self::Refused(_) => false,
+            Self::Refused(error) => *error != Error::DatabaseUnavailable,
         }
     }
 }

@@ -112,18 +112,29 @@ struct State {
     more: u32,
     /// Places in the pools for writing and for reading that nobody gets now. Their connections are closed.
     retired: [Vec<PoolConnection<Postgres>>; 2],
+    /// Whether the pools are being closed.
+    has_ended: bool,
 }
 
 impl Budget {
     pub(super) fn new(shares: Shares) -> Self {
-        let state =
-            State { promised: shares, shares, goal: shares, fewer: 0, more: 0, retired: [Vec::new(), Vec::new()] };
+        let state = State {
+            promised: shares,
+            shares,
+            goal: shares,
+            fewer: 0,
+            more: 0,
+            retired: [Vec::new(), Vec::new()],
+            has_ended: false,
+        };
         Self { wanted: AtomicU32::new(shares.total()), state: Mutex::new(state) }
     }
 
     /// Gives the places back, without which a pool cannot be closed.
     pub(super) async fn end(&self) {
-        self.state.lock().await.retired.iter_mut().for_each(Vec::clear);
+        let mut state = self.state.lock().await;
+        state.has_ended = true;
+        state.retired.iter_mut().for_each(Vec::clear);
     }
 }
 
@@ -159,7 +170,11 @@ impl Store {
     /// want one now, and goes on trying for longer than the next look takes to come. Where the server has fewer than are wanted
     /// for some looks, no more are wanted than there are.
     pub(super) async fn budget_look(&self, Slots { open, left }: Slots) {
-        let mut state = self.budget.state.lock().await;
+        // One at a time.
+        let Ok(mut state) = self.budget.state.try_lock() else { return };
+        if state.has_ended {
+            return;
+        }
         state.note(open.saturating_add(u32::try_from(left.max(0)).unwrap_or(u32::MAX)));
         if left <= 0 {
             // Not the one that looks: it would have to be made again for the next look.

@@ -18,18 +18,29 @@ const WATCH: &str = "SELECT reel_watch_deletes(inhrelid) FROM pg_inherits WHERE 
 /// Says on PostgreSQL that whoever deletes is us, for the rest of a transaction.
 pub(super) const OWN_DELETE: &str = "SET LOCAL reel.own_delete = 'on'";
 
-/// Deletes the rows of a session's actions.
-pub(super) async fn delete_actions_in_txn(tx: &DatabaseTransaction, session: Uuid) -> Result<(), DbErr> {
-    let delete = action::Entity::delete_many().filter(action::Column::SessionId.eq(session));
+/// Says that what is deleted of a session's actions is deleted by us, until [`own_deletes_end`].
+pub(super) async fn own_deletes_begin(tx: &DatabaseTransaction, session: Uuid) -> Result<(), DbErr> {
     if tx.get_database_backend() == DatabaseBackend::Postgres {
-        tx.execute_unprepared(OWN_DELETE).await?;
-        return delete.exec(tx).await.map(|_| ());
+        return tx.execute_unprepared(OWN_DELETE).await.map(|_| ());
     }
     // While any row is there, whoever deletes is us: SQLite has one writer, and nobody else sees the row.
     let sql = "INSERT INTO own_deletes (session_id) VALUES ($1)";
-    tx.execute_raw(Statement::from_sql_and_values(DatabaseBackend::Sqlite, sql, [session.into()])).await?;
-    delete.exec(tx).await?;
-    tx.execute_unprepared("DELETE FROM own_deletes").await.map(|_| ())
+    tx.execute_raw(Statement::from_sql_and_values(DatabaseBackend::Sqlite, sql, [session.into()])).await.map(|_| ())
+}
+
+/// On PostgreSQL, the end of the transaction is the end of it.
+pub(super) async fn own_deletes_end(tx: &DatabaseTransaction) -> Result<(), DbErr> {
+    if tx.get_database_backend() == DatabaseBackend::Sqlite {
+        tx.execute_unprepared("DELETE FROM own_deletes").await?;
+    }
+    Ok(())
+}
+
+/// Deletes the rows of a session's actions.
+pub(super) async fn delete_actions_in_txn(tx: &DatabaseTransaction, session: Uuid) -> Result<(), DbErr> {
+    own_deletes_begin(tx, session).await?;
+    action::Entity::delete_many().filter(action::Column::SessionId.eq(session)).exec(tx).await?;
+    own_deletes_end(tx).await
 }
 
 impl Store {

@@ -207,7 +207,8 @@ impl Store {
                     result.sessions.extend(portion.iter().map(DueSession::id));
                     result.actions += portion.iter().map(|session| session.action_count.cast_unsigned()).sum::<u64>();
                 }
-                (Err(error @ Error::DatabaseUnavailable), _) => return Err(error),
+                // What one block of one session has, too, says the same of the database.
+                (Err(error @ Error::DatabaseUnavailable), _) if self.is_away() => return Err(error),
                 (Err(error), [alone]) => {
                     result.failed.push((alone.id(), error));
                     // It is not the sessions, then. The others are found again.

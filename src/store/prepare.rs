@@ -140,7 +140,9 @@ impl Store {
     async fn check_durability(&self) -> Result<(), Unfit> {
         if self.is_postgres() {
             for setting in ["fsync", "full_page_writes", "synchronous_commit"] {
-                let value = self.setting(&format!("SELECT current_setting('{setting}') AS value")).await?;
+                // What the server, the database or the role says; our own connections have set it.
+                let sql = format!("SELECT reset_val AS value FROM pg_settings WHERE name = '{setting}'");
+                let value = self.setting(&sql).await?;
                 if value == "off" {
                     return Err(Unfit::NotDurable { setting, value });
                 }

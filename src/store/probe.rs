@@ -113,7 +113,9 @@ impl Store {
         match answer {
             Ok(Look { is_writable: true, slots }) => {
                 if let Some(slots) = slots {
-                    self.budget_look(slots).await;
+                    // Apart: connections that hang are closed slowly, and the next look must not wait for that.
+                    let store = self.clone();
+                    tokio::spawn(async move { store.budget_look(slots).await });
                 }
             }
             // As it was: of writes it says nothing.

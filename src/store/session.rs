@@ -193,7 +193,7 @@ impl Store {
     /// Takes back the end by the idle timeout of the sessions that this process has stored something of since it was last asked.
     /// Returns which.
     pub async fn session_revive(&self) -> Result<Vec<SessionId>> {
-        let heard_of = std::mem::take(&mut *self.heard_of.lock().unwrap_or_else(PoisonError::into_inner));
+        let heard_of = self.heard_of.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut heard_of: Vec<_> = heard_of.into_iter().map(SessionId::as_uuid).collect();
         // In the order in which all take locks.
         heard_of.sort_unstable();
@@ -205,6 +205,11 @@ impl Store {
                 .filter(session::Column::Id.is_in(ids.iter().copied()))
                 .filter(session::Column::EndReason.eq(IDLE_END_REASON));
             let rows = update.exec_with_returning(&self.write).await?;
+            // Only now: those of which this failed, or was broken off, are looked at again.
+            let mut heard_of = self.heard_of.lock().unwrap_or_else(PoisonError::into_inner);
+            ids.iter().for_each(|id| {
+                heard_of.remove(&SessionId::from_uuid(*id));
+            });
             revived.extend(rows.into_iter().map(|row| SessionId::from_uuid(row.id)));
         }
         Ok(revived)

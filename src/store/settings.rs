@@ -30,8 +30,17 @@ const MEANING: [(&str, &str); 9] = [
 
 /// How long anything may take: a statement of a request; a statement that waits for others, which is less than requests wait for
 /// a connection, so that those who wait for one session are not taken for a database that is away.
-const LIMITS: [(&str, &str); 3] =
-    [("statement_timeout", "30s"), ("lock_timeout", "2s"), ("idle_in_transaction_session_timeout", "10s")];
+const LIMITS: [(&str, &str); 4] = [
+    ("statement_timeout", "30s"),
+    ("lock_timeout", "2s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+    // A server that is busy with a statement looks so often whether its client is still there.
+    ("client_connection_check_interval", "500ms"),
+];
+
+/// Without it a server that crashes may lose what it has acknowledged. Other values than `off` are the operator's choice. Set
+/// in any case: what is only the default would change under connections that are there.
+const DURABLE: &str = "synchronous_commit";
 
 /// What only a superuser may set: with another value neither triggers nor foreign keys work.
 const ONLY_READ: (&str, &str) = ("session_replication_role", "origin");
@@ -69,8 +78,6 @@ impl Settings {
         let mut settings = Vec::from(MEANING);
         settings.extend(LIMITS);
         settings.extend([
-            // A server that is busy with a statement looks so often whether its client is still there.
-            ("client_connection_check_interval", "500ms"),
             // Here and not by a statement of each question.
             ("default_transaction_isolation", "repeatable read"),
             ("default_transaction_read_only", "on"),
@@ -90,11 +97,13 @@ impl Settings {
         let pairs: Vec<_> = wanted.iter().map(|(name, value)| format!("('{name}', '{value}')")).collect();
         let set = format!(
             "SELECT set_config(name, value, false) FROM (VALUES {}) AS given (name, value) \
-             WHERE current_setting(name, true) IS NOT NULL",
+             WHERE current_setting(name, true) IS NOT NULL; \
+             SELECT set_config('{DURABLE}', coalesce(nullif(current_setting('{DURABLE}'), 'off'), 'on'), false)",
             pairs.join(", ")
         );
         wanted.push(ONLY_READ);
-        let names: Vec<_> = wanted.iter().map(|(name, _)| format!("('{name}')")).collect();
+        let names = wanted.iter().map(|(name, _)| *name).chain([DURABLE]);
+        let names: Vec<_> = names.map(|name| format!("('{name}')")).collect();
         let read = format!(
             "SELECT name, current_setting(name, true) FROM (VALUES {}) AS given (name) \
              WHERE current_setting(name, true) IS NOT NULL",
@@ -111,6 +120,9 @@ impl Settings {
             let other = self.wanted.iter().find(|(name, wanted)| *name == setting && *wanted != value);
             if let Some((_, wanted)) = other {
                 return Err(sqlx::Error::Configuration(Box::new(NotKept { setting, value, wanted })));
+            }
+            if setting == DURABLE && value == "off" {
+                return Err(sqlx::Error::Configuration(Box::new(NotKept { setting, value, wanted: "on" })));
             }
         }
         Ok(())

@@ -157,8 +157,26 @@ async fn a_pooler_that_refuses_startup_options_is_worked_through() {
     reel.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_acknowledged_is_durable_whatever_the_server_is_set_to_later() {
+    let (reel, database) = Reel::start(Backend::Postgres).await;
+    let session = reel.start_session().await;
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             IF current_setting('synchronous_commit') = 'off' THEN RAISE EXCEPTION 'not durable'; END IF; RETURN NULL; \
+         END $$; \
+         CREATE TRIGGER refuse AFTER INSERT OR UPDATE ON tracks FOR EACH STATEMENT EXECUTE FUNCTION refuse()";
+    database.execute(refuse).await;
+    let name = database.url.rsplit_once('/').unwrap().1;
+    database.execute(&format!("ALTER DATABASE {name} SET synchronous_commit = off")).await;
+    assert_eq!(database.texts("SELECT current_setting('synchronous_commit')").await, ["off"]);
+    // By connections that are new.
+    reel.store.connections_close_idle().await;
+    assert_eq!(reel.append(&session, "", 1, clicks(0..3)).await.unwrap().committed_seq, 3);
+    reel.stop().await;
+}
+
 /// A role that owns a database of its own. Gives the database's URL for it, and its name.
-async fn role_of(database: &TestDatabase) -> (String, String) {
+pub async fn role_of(database: &TestDatabase) -> (String, String) {
     let (place, name) = database.url.rsplit_once('/').unwrap();
     let role = format!("{name}_role");
     database.execute(&format!("CREATE ROLE {role} LOGIN")).await;

@@ -16,7 +16,7 @@ on_both_databases!(
     more_dirty_sessions_than_one_look_takes_are_all_indexed,
 );
 
-/// Makes the database refuse what the indexer writes of a session.
+/// Makes the database refuse what the indexer writes of a session; PostgreSQL as if a block could not be read.
 async fn refuse_index_of(database: &TestDatabase, session: &str) {
     match database.backend() {
         Backend::Sqlite => {
@@ -30,7 +30,8 @@ async fn refuse_index_of(database: &TestDatabase, session: &str) {
         Backend::Postgres => {
             let sql = format!(
                 "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
-                     IF OLD.id = '{session}' THEN RAISE EXCEPTION 'no'; END IF; RETURN NEW; \
+                     IF OLD.id = '{session}' THEN \
+                         RAISE EXCEPTION 'no' USING ERRCODE = '58030'; END IF; RETURN NEW; \
                  END $$; \
                  CREATE TRIGGER refuse BEFORE UPDATE OF index_version ON sessions \
                  FOR EACH ROW EXECUTE FUNCTION refuse()"

@@ -29,7 +29,8 @@ const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '500ms'";
 
 /// One text for any number of tracks, so that it is prepared once. The rows come in the order of their keys, and are locked
 /// in it. A track is moved only from where it is expected, and keeps its number: rows that are not are not given back. A row
-/// that is new (its `xmax` is 0) was expected to be so only if it has all seqs from 1 on.
+/// that is new (its `xmax` is 0) was expected to be so only if it has all seqs from 1 on. Placeholders that are replaced move nothing else that
+/// an indexer could see: they change `cut`.
 const MOVE_TRACKS: &str = "
 INSERT INTO tracks AS track (session_id, number, source, last_seq, accepted_count, duplicate_count, rejected_count,
     error_count, last_action_at, last_received_at)
@@ -43,7 +44,8 @@ ON CONFLICT (session_id, source) DO UPDATE SET
     error_count = track.error_count + excluded.error_count,
     last_action_at = greatest(track.last_action_at, excluded.last_action_at),
     last_received_at = excluded.last_received_at,
-    dirty = track.dirty OR excluded.accepted_count > 0 OR excluded.rejected_count > 0
+    dirty = track.dirty OR excluded.accepted_count > 0 OR excluded.rejected_count > 0,
+    cut = track.cut + CASE WHEN excluded.rejected_count < 0 THEN 1 ELSE 0 END
 WHERE track.last_seq = excluded.last_seq - excluded.accepted_count - excluded.rejected_count
     AND track.number = excluded.number
 RETURNING NOT (track.xmax = 0) OR track.last_seq = track.accepted_count + track.rejected_count AS is_whole";

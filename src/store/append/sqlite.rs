@@ -31,7 +31,8 @@ UPDATE tracks SET
     error_count = tracks.error_count + given.error_count,
     last_action_at = nullif(max(coalesce(tracks.last_action_at, ''), coalesce(given.last_action_at, '')), ''),
     last_received_at = given.last_received_at,
-    dirty = tracks.dirty OR given.accepted_count > 0 OR given.rejected_count > 0
+    dirty = tracks.dirty OR given.accepted_count > 0 OR given.rejected_count > 0,
+    cut = tracks.cut + (given.rejected_count < 0)
 FROM given WHERE tracks.session_id = given.session_id AND tracks.source = given.source AND tracks.number = given.number
     AND tracks.last_seq = given.last_seq - given.accepted_count - given.rejected_count";
 

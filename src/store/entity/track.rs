@@ -33,7 +33,7 @@ pub struct Model {
     /// Number of seqs under which nothing is stored any more, because somebody has deleted it by hand. None where that is not
     /// known.
     pub lost_count: Option<i64>,
-    /// Changes with everything that is deleted by hand.
+    /// Changes with everything that is deleted by hand, and where placeholders are replaced: what was read before may be otherwise.
     pub cut: i64,
 }
 

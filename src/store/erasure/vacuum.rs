@@ -20,19 +20,24 @@ use crate::{
 /// The tables without partitions that have something of a user or a session.
 const TABLES: [&str; 6] = ["users", "sessions", "tracks", "facets", "facet_days", "erasures"];
 
-/// Indexes too, however few rows are dead; the end of a table stays, for which everybody would have to wait.
-const VACUUM: &str = "VACUUM (INDEX_CLEANUP ON, TRUNCATE OFF)";
+/// Indexes too, however few rows are dead; the end of a table stays, for which everybody would have to wait. And the statistics,
+/// which show values of columns.
+const VACUUM: &str = "VACUUM (ANALYZE, INDEX_CLEANUP ON, TRUNCATE OFF)";
+
+/// Tables with partitions whose own statistics somebody has made: nothing else makes them.
+const ANALYZED: &str = "SELECT DISTINCT tablename::text FROM pg_stats \
+     WHERE schemaname = current_schema() AND inherited AND tablename IN ('actions', 'session_facets')";
 
 /// How often it is looked whether old readers have ended, and with what pauses. Then it is tried again the next time.
 const HORIZON_ATTEMPTS: u32 = 100;
 const HORIZON_PAUSE: Duration = Duration::from_millis(50);
 
 /// Whoever holds dead rows back that died before a transaction: readers and writers that are older, of this database or of a
-/// standby, also those that wait for their second phase.
+/// standby, also those that wait for their second phase. What others' connections are is not told to everybody, and NULL then.
 const OLDER: &str = "SELECT count(*) AS count FROM ( \
         SELECT horizon FROM pg_stat_activity, LATERAL (VALUES (backend_xmin), (backend_xid)) AS of_backend (horizon) \
-            WHERE pid <> pg_backend_pid() AND backend_type <> 'autovacuum worker' \
-                AND (datname = current_database() OR backend_type = 'walsender') \
+            WHERE pid <> pg_backend_pid() AND backend_type IS DISTINCT FROM 'autovacuum worker' \
+                AND (datname = current_database() OR datname IS NULL) \
         UNION ALL SELECT xmin FROM pg_replication_slots \
         UNION ALL SELECT transaction FROM pg_prepared_xacts WHERE database = current_database() \
     ) AS horizons WHERE age(horizon) > age(CAST($1 AS xid))";
@@ -89,6 +94,10 @@ async fn vacuum_each(connection: &mut PgConnection, tables: &BTreeSet<String>) -
     sqlx::raw_sql("SET statement_timeout = 0").execute(&mut *connection).await?;
     for table in tables {
         sqlx::raw_sql(sqlx::AssertSqlSafe(format!("{VACUUM} {table}"))).execute(&mut *connection).await?;
+    }
+    let analyzed: Vec<String> = sqlx::query_scalar(ANALYZED).fetch_all(&mut *connection).await?;
+    for table in analyzed {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("ANALYZE {table}"))).execute(&mut *connection).await?;
     }
     Ok(())
 }

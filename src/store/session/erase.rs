@@ -15,10 +15,10 @@ use crate::{
         Store,
         archive::make_stale,
         changes::{Erased, notify_erased_in_txn},
-        entity::{session, tombstone, track},
+        entity::{action, session, tombstone, track},
         erasure::{self, Whose},
         failure::{Attempts, Failure},
-        hand_deletes::delete_actions_in_txn,
+        hand_deletes::{own_deletes_begin, own_deletes_end},
         index,
         track::from_row as track_from_row,
     },
@@ -101,6 +101,8 @@ impl Store {
         let actions = locked.into_iter().map(|row| track_from_row(row).action_count()).sum();
         let row = session::Entity::find_by_id(uuid).lock_exclusive().one(&tx).await?;
         let segment = row.and_then(|row| row.segment_id);
+        // On SQLite its actions go along with it.
+        own_deletes_begin(&tx, uuid).await?;
         let gone = session::Entity::delete_by_id(uuid).filter(condition).exec(&tx).await?;
         if gone.rows_affected == 0 {
             return Err(Error::SessionNotFound.into());
@@ -114,7 +116,8 @@ impl Store {
         if let Some(segment) = segment {
             make_stale(&tx, segment).await?;
         }
-        delete_actions_in_txn(&tx, uuid).await?;
+        action::Entity::delete_many().filter(action::Column::SessionId.eq(uuid)).exec(&tx).await?;
+        own_deletes_end(&tx).await?;
         if let Some(whose) = erasure {
             erasure::note_in_txn(&tx, whose, id, actions, now).await?;
         }

@@ -65,14 +65,20 @@ async fn a_missing_file_fails_nobody_elses_upload(backend: Backend) {
     archive_all(&reel).await;
     let tracks = database.number("SELECT CAST(sum(last_seq) AS bigint) FROM tracks").await;
     gate.remove_all().await;
-    let repeating = async {
-        for _ in 0..8 {
-            let status = reel.append(&ids[0], "backend", 1, again.clone()).await.unwrap_err();
-            assert_eq!((status.code(), reason(&status).as_str()), (tonic::Code::DataLoss, "SEGMENT_MISSING"));
-        }
+    let repeat_beside_others = async |missing: &str| {
+        let repeating = async {
+            for _ in 0..8 {
+                let status = reel.append(&ids[0], "backend", 1, again.clone()).await.unwrap_err();
+                let (code, reason) = (status.code(), reason(&status));
+                assert_eq!((code, reason.as_str()), (tonic::Code::DataLoss, "SEGMENT_MISSING"), "{missing}");
+            }
+        };
+        tokio::join!(repeating, record_others(&reel), record_others(&reel));
     };
-    tokio::join!(repeating, record_others(&reel), record_others(&reel));
+    repeat_beside_others("a file").await;
     assert_eq!(database.number("SELECT CAST(sum(last_seq) AS bigint) FROM tracks").await, tracks + 2 * 16 * 3);
+    database.execute("UPDATE segments SET path = NULL").await;
+    repeat_beside_others("what was given up").await;
     reel.stop().await;
 }
 

@@ -222,3 +222,36 @@ async fn stalled_requests_harm_nobody_else(backend: Backend) {
     }
     limited.check().await;
 }
+
+/// Streams of reflection may stay open between requests. Those that were answered have no room any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reflections_that_stay_open_harm_nobody_else() {
+    const STREAMS: usize = 40;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let reel = Reel::start_on(&database, &["--ingest-buffer-mib", "8"]).await;
+    // The fields `host`, of as many bytes as a small request may have, and `list_services`.
+    let host_bytes = (16_u32 << 10) - 16;
+    let mut request = vec![0x0a];
+    prost::encoding::encode_varint(u64::from(host_bytes), &mut request);
+    request.extend(std::iter::repeat_n(b'x', usize::try_from(host_bytes).unwrap()));
+    request.extend([0x3a, 0]);
+    let wire = Wire::connect(reel.address).await;
+    let mut open = Vec::new();
+    for _ in 0..STREAMS {
+        let path = Head::of("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo");
+        let (response, mut sending) = wire.begin(path).await.unwrap();
+        sending.send_data(frame(0, &request).into(), false).unwrap();
+        let answered = async {
+            let mut answer = response.await.unwrap().into_body();
+            assert!(answer.data().await.unwrap().is_ok_and(|bytes| !bytes.is_empty()));
+            answer
+        };
+        let answer = tokio::time::timeout(ROUND_WITHIN, answered).await.expect("it is answered");
+        open.push((sending, answer));
+    }
+    let session = tokio::time::timeout(ROUND_WITHIN, reel.start_session()).await.expect("others are served");
+    let found = tokio::time::timeout(ROUND_WITHIN, reel.get(&session)).await.expect("others are served");
+    assert_eq!((found.unwrap().id, open.len()), (session, STREAMS));
+    drop(open);
+    reel.stop().await;
+}

@@ -64,7 +64,10 @@ async fn an_action_that_is_taken_now_replaces_its_placeholder(backend: Backend) 
 
     // Another service writes to the same database, and takes more.
     let reel = Reel::start_on(&database, &[]).await;
+    assert_eq!(database.number("SELECT count(*) FROM tracks WHERE cut <> 0").await, 0);
     assert_eq!(send(&reel, &id, &sent).await, (2, 2, 3, 1, 0));
+    // By this, whoever has read the session before knows that it has changed.
+    assert_eq!(database.number("SELECT count(*) FROM tracks WHERE cut <> 0").await, 1);
     let played = reel.play_all(&id).await;
     assert_eq!(kinds(&played), ["click", "click", "error", "reel.rejected", "click"]);
     assert_eq!((content(&played)[..3].to_vec(), played[1].seq), (content(&sent)[..3].to_vec(), 2));

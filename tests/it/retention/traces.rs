@@ -10,6 +10,7 @@ use sea_orm::{ConnectionTrait as _, IsolationLevel, TransactionTrait as _};
 use super::{keep_days, listed, midnight, record_day};
 use crate::{
     archive::{archive_all, files, later, with_archive},
+    connections::role_of,
     crash::process::Process,
     exact::wait_until_indexed,
     harness::{Backend, NOON_MS, Reel, TestDatabase, action, batch, clicks, end, eventually, session_id, start, user},
@@ -176,6 +177,15 @@ async fn an_erasure_is_finished_when_no_sql_and_no_byte_shows_it(backend: Backen
     }
     wait_until_indexed(&database).await;
     assert!(everything(&database).await.contains("canary-data"), "it can be found");
+    // What statistics show of columns, too, where somebody has made them.
+    let statistics = async || {
+        let rows = database.texts("SELECT s::text FROM pg_stats AS s WHERE schemaname = current_schema()").await;
+        rows.concat()
+    };
+    if backend == Backend::Postgres {
+        database.execute("ANALYZE").await;
+        assert!(statistics().await.contains("canary"), "they show values");
+    }
     // One of the sessions alone, the others with their user.
     reel.sessions().delete_session(DeleteSessionRequest { session_id: ids[0].clone() }).await.unwrap();
     let alone = GetErasureRequest { session_id: ids[0].clone(), ..Default::default() };
@@ -191,6 +201,7 @@ async fn an_erasure_is_finished_when_no_sql_and_no_byte_shows_it(backend: Backen
     assert!(!everything(&database).await.contains("canary"));
     assert_eq!(database.number("SELECT count(*) FROM erasure_remains").await, 0);
     if backend == Backend::Postgres {
+        assert!(!statistics().await.contains("canary"));
         let day = ids[0].parse::<reel::model::SessionId>().unwrap().started_at().format("%Y%m%d").to_string();
         let names =
             format!("('users', 'sessions', 'tracks', 'facets', 'facet_days', 'actions_{day}', 'session_facets_{day}')");
@@ -203,7 +214,11 @@ async fn an_erasure_is_finished_when_no_sql_and_no_byte_shows_it(backend: Backen
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_erasure_is_not_finished_while_somebody_reads_who_still_sees_it() {
-    let (reel, database) = Reel::start(Backend::Postgres).await;
+    let database = TestDatabase::new(Backend::Postgres).await;
+    // To which the server does not tell what others are about.
+    let (url, _) = role_of(&database).await;
+    let owned = TestDatabase::at(url);
+    let reel = Reel::start_on(&owned, &[]).await;
     let ids = two_indexed_sessions(&reel, &database).await;
     let reader = database.connect().await;
     let reading = reader.begin_with_config(Some(IsolationLevel::RepeatableRead), None).await.unwrap();
