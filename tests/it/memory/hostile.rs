@@ -235,9 +235,10 @@ async fn reflections_that_stay_open_harm_nobody_else() {
     prost::encoding::encode_varint(u64::from(host_bytes), &mut request);
     request.extend(std::iter::repeat_n(b'x', usize::try_from(host_bytes).unwrap()));
     request.extend([0x3a, 0]);
-    let wire = Wire::connect(reel.address).await;
     let mut open = Vec::new();
     for _ in 0..STREAMS {
+        // One each: the answers repeat the requests, and nobody reads all of them.
+        let wire = Wire::connect(reel.address).await;
         let path = Head::of("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo");
         let (response, mut sending) = wire.begin(path).await.unwrap();
         sending.send_data(frame(0, &request).into(), false).unwrap();
@@ -246,8 +247,9 @@ async fn reflections_that_stay_open_harm_nobody_else() {
             assert!(answer.data().await.unwrap().is_ok_and(|bytes| !bytes.is_empty()));
             answer
         };
-        let answer = tokio::time::timeout(ROUND_WITHIN, answered).await.expect("it is answered");
-        open.push((sending, answer));
+        let answer = tokio::time::timeout(ROUND_WITHIN, answered).await;
+        let answer = answer.unwrap_or_else(|_| panic!("the one after {} is not answered", open.len()));
+        open.push((wire, sending, answer));
     }
     let session = tokio::time::timeout(ROUND_WITHIN, reel.start_session()).await.expect("others are served");
     let found = tokio::time::timeout(ROUND_WITHIN, reel.get(&session)).await.expect("others are served");
