@@ -32,6 +32,9 @@ const RETENTION_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// How often it is said that it has stopped.
 const DOUBT_SAID_EVERY: Duration = Duration::from_hours(1);
 
+/// How often it is said that somebody else is still at it.
+const RUNNING_SAID_EVERY: Duration = Duration::from_mins(10);
+
 /// How often the policy is told to other processes. It counts for a day.
 const ANNOUNCED_EVERY: Duration = Duration::from_hours(1);
 
@@ -103,9 +106,13 @@ async fn forget(store: &Store, policy: &RetentionPolicy) {
     let mut ticks = interval(RETENTION_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut said: Option<Instant> = None;
+    // Since when others have been at it, and when that was said.
+    let mut running: Option<(Instant, Instant)> = None;
     loop {
         ticks.tick().await;
-        match store.unless_away(store.retention_keep_up(policy, store.now())).await {
+        let outcome = store.unless_away(store.retention_keep_up(policy, store.now())).await;
+        running = running.filter(|_| matches!(outcome, Err(Error::RetentionRunning)));
+        match outcome {
             Ok(_) => {
                 if said.take().is_some() {
                     tracing::info!("retention goes on");
@@ -122,7 +129,15 @@ async fn forget(store: &Store, policy: &RetentionPolicy) {
                 }
             }
             // Another process is at it, or one that has died was.
-            Err(Error::RetentionRunning) => ticks.reset_after(RETENTION_AGAIN_AFTER),
+            Err(Error::RetentionRunning) => {
+                ticks.reset_after(RETENTION_AGAIN_AFTER);
+                let (since, said) = running.get_or_insert_with(|| (Instant::now(), Instant::now()));
+                if said.elapsed() >= RUNNING_SAID_EVERY {
+                    *said = Instant::now();
+                    let minutes = since.elapsed().as_secs() / 60;
+                    tracing::warn!(minutes, "retention waits: another process is at it, or its lease has not ended");
+                }
+            }
             Err(error) => tracing::warn!(%error, "retention not applied, trying again later"),
         }
     }

@@ -3,7 +3,7 @@
 //! Whoever has a lease renews it, and checks it in the transactions that matter: there its row is locked, so that nobody can
 //! take it before they end. A lock of PostgreSQL, on a connection of its own, says besides at once when a process has died; but
 //! such a connection may break unnoticed, and its process goes on. Whoever gets the lock takes the lease from it, and it finds
-//! out at its next check. On SQLite a dead process's lease ends by time.
+//! out at its next check. On SQLite a dead process's lease ends by time, and at once where that is further off than any can be.
 
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,10 @@ use crate::error::{Error, Result};
 /// How long a lease lasts that is not renewed, and how often it is.
 const LASTS: TimeDelta = TimeDelta::seconds(20);
 const RENEWED_EVERY: Duration = Duration::from_secs(5);
+
+/// How far a lease may end beyond what it lasts. If it does by more, it was taken by a clock that was wrong: who has it renews it
+/// by the right one.
+const SLACK: TimeDelta = TimeDelta::seconds(10);
 
 /// A lease that this process has, as long as it can be checked.
 pub(super) struct Lease {
@@ -66,7 +70,8 @@ impl Store {
         let mut taken = OnConflict::column(lease::Column::Name);
         taken.update_columns([lease::Column::Holder, lease::Column::Until]);
         if !self.is_postgres() {
-            taken.action_and_where(Expr::col((lease::Entity, lease::Column::Until)).lt(now));
+            let until = || Expr::col((lease::Entity, lease::Column::Until));
+            taken.action_and_where(until().lt(now).or(until().gt(now + LASTS + SLACK)));
         }
         let inserted = lease::Entity::insert(row).on_conflict(taken).exec_without_returning(&self.write).await?;
         Ok(inserted == 1)
