@@ -88,9 +88,17 @@ pub enum Doubt {
         /// How many days more.
         days: i64,
     },
-    /// Nothing would be left, and it cannot be told whether the clock is right.
-    #[error("retention was not applied for {days} days, and now all {sessions} sessions would go")]
+    /// Nothing would be left of what was there when retention was last applied, and it cannot be told whether the clock is right.
+    #[error("retention was not applied for {days} days, and now all {sessions} sessions of before would go")]
     Everything {
+        /// How many days it was not applied for, by the clock.
+        days: i64,
+        /// Number of sessions.
+        sessions: i64,
+    },
+    /// Sessions with an expiry of their own would go, and it cannot be told whether the clock is right.
+    #[error("retention was not applied for {days} days, and now {sessions} sessions would go for their own expiry")]
+    Own {
         /// How many days it was not applied for, by the clock.
         days: i64,
         /// Number of sessions.

@@ -6,6 +6,7 @@ mod clock;
 mod erased;
 mod service;
 pub mod traces;
+mod unseen;
 mod windows;
 
 use std::collections::BTreeMap;

@@ -65,9 +65,9 @@ impl Store {
         let mut report = RetentionReport { bytes_before, ..RetentionReport::default() };
         // Whatever the archive says, what is to be forgotten is.
         let (mut archived, mut forgotten) = (Ok(()), Ok(()));
-        let days = self.days_to_go(who, policy, now, bytes_before).await.unwrap_or_else(|error| {
+        let (days, is_sure) = self.days_to_go(who, policy, now, bytes_before).await.unwrap_or_else(|error| {
             forgotten = Err(error);
-            Vec::new()
+            (Vec::new(), false)
         });
         for day in days {
             if day.reason == ExpiryReason::Archive {
@@ -94,9 +94,10 @@ impl Store {
             }
         }
         // Whatever failed before: what is gone already must not stay where nobody looks.
-        let cleaned = self.clean_up(now).await;
+        let cleaned = self.clean_up().await;
+        let expired = if is_sure { self.tombstones_expire(now).await } else { Ok(()) };
         let tidied = self.segments_tidy(lease).await;
-        forgotten.and(cleaned).and(archived).and(tidied)?;
+        forgotten.and(cleaned).and(expired).and(archived).and(tidied)?;
         report.bytes_after = self.bytes_in_use().await?;
         if !self.is_postgres() {
             // What came back is known of all days together only.
@@ -109,24 +110,28 @@ impl Store {
         Ok(report)
     }
 
-    /// The days that a policy does not keep, after whoever applies it may do so, and what follows for others is written down.
+    /// The days that a policy does not keep, after whoever applies it may do so, and what follows for others is written down; and
+    /// whether the time may be believed in whatever else depends on it.
     async fn days_to_go(
         &self,
         who: Who,
         policy: &RetentionPolicy,
         now: DateTime<Utc>,
         bytes_in_use: i64,
-    ) -> Result<Vec<ExpiredDay>> {
+    ) -> Result<(Vec<ExpiredDay>, bool)> {
         let days = self.expired_days(policy, now, bytes_in_use).await?;
+        let mut is_sure = true;
         match who {
             Who::Hand => {}
             Who::Confirmation => self.applied_note(policy, now).await?,
             Who::Service => {
-                self.caution_check(policy, now, &days).await?;
-                self.horizon_move(policy, now).await?;
+                is_sure = self.caution_check(policy, now, &days).await?;
+                if is_sure {
+                    self.horizon_move(policy, now).await?;
+                }
             }
         }
-        Ok(days)
+        Ok((days, is_sure))
     }
 
     async fn day_forget(&self, day: ExpiredDay, now: DateTime<Utc>) -> Result<ExpiredDay> {

@@ -3,7 +3,8 @@
 //! Each time that retention is applied and nothing is in doubt, that is written down with the first day that it kept. Next time,
 //! no more days may go than have passed since, and two; and time has passed where the stored time is not older than two days, or
 //! where this process's monotonic clock says so. Where neither is the case, as after a restart, the clock may be wrong: then not
-//! everything may go, and on PostgreSQL no more than two days. (SQLite's file is often on machines that are off for weeks.)
+//! everything may go that was there, and on PostgreSQL no more than two days. (SQLite's file is often on machines that are off for
+//! weeks.)
 
 use std::{
     sync::{
@@ -25,12 +26,15 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    model::{Doubt, ExpiredDay, ExpiryReason, RetentionPolicy},
+    model::{Doubt, ExpiredDay, ExpiryReason, RetentionPolicy, SessionId},
     store::entity::retention,
 };
 
 /// How far the clock may be ahead of the time that has passed, and how much more than has become too old may go at once.
 const SLACK: TimeDelta = TimeDelta::days(2);
+
+/// How far ahead of the clock sessions start at the most, as a rule.
+const LEAD: TimeDelta = TimeDelta::days(1);
 
 /// What a process knows by itself.
 #[derive(Debug, Default)]
@@ -133,9 +137,9 @@ fn due_days(policy: &RetentionPolicy, now: DateTime<Utc>, passed: TimeDelta) -> 
     now.checked_sub_signed(passed).map_or(0, |then| (first_kept(now) - first_kept(then)).num_days())
 }
 
-/// Sessions that would be lost.
-fn lost(days: &[ExpiredDay]) -> i64 {
-    days.iter().filter(|day| day.reason != ExpiryReason::Archive).map(|day| day.sessions).sum()
+/// Whether sessions would be lost.
+fn is_lost(day: &ExpiredDay) -> bool {
+    day.reason != ExpiryReason::Archive && day.sessions > 0
 }
 
 impl Store {
@@ -151,13 +155,14 @@ impl Store {
         self.retention_has_stopped() || self.caution.ahead(now).is_some_and(|ahead| ahead > SLACK)
     }
 
-    /// Fails where a service must not forget what it would. Where it may, notes that it does.
+    /// Fails where a service must not forget what it would. Where it may, notes that it does, and says whether anything else may
+    /// be concluded from what time it is.
     pub(super) async fn caution_check(
         &self,
         policy: &RetentionPolicy,
         now: DateTime<Utc>,
         days: &[ExpiredDay],
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let before = self.applied_before(policy, now).await?;
         let moved = before.moved(self.caution.ahead(now), now);
         let doubt = self.doubt(&before, moved, policy, now, days).await?;
@@ -166,13 +171,17 @@ impl Store {
             return Err(Error::RetentionUnconfirmed(doubt));
         }
         // Where it cannot be told whether the clock is right, and nothing depends on it now, it stays so: others believe what is
-        // noted.
+        // noted. Some sessions may well have an expiry of their own that a wrong clock has passed.
         let is_sure = match moved {
             Moved::Never | Moved::Rightly(_) => true,
-            Moved::Unseen(_) => lost(days) > 0,
+            Moved::Unseen(_) => days.iter().any(|day| is_lost(day) && day.reason != ExpiryReason::Own),
             Moved::Wrongly(_) | Moved::Back => false,
         };
-        if is_sure { self.applied_note(policy, now).await } else { Ok(()) }
+        if is_sure {
+            self.applied_note(policy, now).await?;
+        }
+        // From a time that is earlier than was believed before, nothing follows that did not then.
+        Ok(is_sure || moved == Moved::Back)
     }
 
     /// Fails where no service has applied retention for so long that the clock may as well be wrong, and much would go. What is
@@ -203,16 +212,16 @@ impl Store {
         now: DateTime<Utc>,
         days: &[ExpiredDay],
     ) -> Result<Option<Doubt>> {
-        let keeps_all = policy.forgets_after().is_none() && policy.budget().is_none() && lost(days) == 0;
+        let keeps_all = policy.forgets_after().is_none() && policy.budget().is_none() && !days.iter().any(is_lost);
         let passed = match moved {
             Moved::Never | Moved::Back => TimeDelta::zero(),
             Moved::Rightly(passed) => passed,
             Moved::Wrongly(_) if keeps_all => return Ok(None),
             Moved::Wrongly(ahead) => return Ok(Some(Doubt::Clock { days: ahead.num_days() })),
             Moved::Unseen(passed) => {
-                let sessions = lost(days);
-                if sessions > 0 && sessions >= self.sessions_that_may_go(now).await? {
-                    return Ok(Some(Doubt::Everything { days: passed.num_days(), sessions }));
+                let doubt = self.doubt_unseen(passed, now, days).await?;
+                if doubt.is_some() {
+                    return Ok(doubt);
                 }
                 if self.is_postgres() { TimeDelta::zero() } else { passed }
             }
@@ -220,13 +229,39 @@ impl Store {
         Ok(before.too_many_days(days, due_days(policy, now, passed)))
     }
 
-    async fn sessions_that_may_go(&self, now: DateTime<Utc>) -> Result<i64> {
+    /// Whether too much would go where so much time has passed, or none has.
+    async fn doubt_unseen(&self, passed: TimeDelta, now: DateTime<Utc>, days: &[ExpiredDay]) -> Result<Option<Doubt>> {
+        let applied_at = now - passed;
+        // What started later did so by this clock, and says nothing of it: neither by being there, nor by an expiry of its own.
+        let until = applied_at.checked_add_signed(LEAD).unwrap_or(applied_at);
+        let is_own = |day: &ExpiredDay| day.reason == ExpiryReason::Own;
+        let started_before = |day: &ExpiredDay| day.window.first <= until.date_naive();
+        let in_doubt = || days.iter().filter(|day| is_lost(day) && (!is_own(day) || started_before(day)));
+        let passed_days = passed.num_days();
+        let sessions = in_doubt().map(|day| day.sessions).sum();
+        if sessions > 0 && sessions >= self.sessions_that_may_go(now, until).await? {
+            return Ok(Some(Doubt::Everything { days: passed_days, sessions }));
+        }
+        if !self.is_postgres() {
+            return Ok(None);
+        }
+        // As with days, what has had its time soon after may go.
+        let soon = self.own_days(applied_at.checked_add_signed(SLACK).unwrap_or(applied_at)).await?;
+        let went_soon =
+            |day: &ExpiredDay| soon.iter().find(|soon| soon.window == day.window).map_or(0, |soon| soon.sessions);
+        let sessions = in_doubt().filter(|day| is_own(day)).map(|day| (day.sessions - went_soon(day)).max(0)).sum();
+        Ok((sessions > 0).then_some(Doubt::Own { days: passed_days, sessions }))
+    }
+
+    /// Of the sessions that started before this time, those that may go with their days.
+    async fn sessions_that_may_go(&self, now: DateTime<Utc>, started_before: DateTime<Utc>) -> Result<i64> {
         #[derive(FromQueryResult)]
         struct Count {
             sessions: i64,
         }
-        let sql = format!("SELECT count(*) AS sessions FROM sessions WHERE {MAY_GO}");
-        let count = Count::find_by_statement(Statement::from_sql_and_values(self.backend, sql, [now.into()]));
+        let sql = format!("SELECT count(*) AS sessions FROM sessions WHERE {MAY_GO} AND sessions.id < $2");
+        let values = [now.into(), SessionId::least_at(started_before).into()];
+        let count = Count::find_by_statement(Statement::from_sql_and_values(self.backend, sql, values));
         Ok(count.one(&self.read).await?.map_or(0, |count| count.sessions))
     }
 

@@ -1,5 +1,4 @@
-//! Clearing up behind what has gone: users without sessions, facets that nothing has, tombstones that have had their time,
-//! pages of the file that hold nothing.
+//! Clearing up behind what has gone: users without sessions, facets that nothing has, pages of the file that hold nothing.
 
 use std::sync::atomic::Ordering;
 
@@ -70,7 +69,7 @@ impl Store {
     }
 
     /// Removes what nothing refers to, and gives the disk back what is free.
-    pub(super) async fn clean_up(&self, now: DateTime<Utc>) -> Result<()> {
+    pub(super) async fn clean_up(&self) -> Result<()> {
         let sweeps = self.has_erased.swap(false, Ordering::AcqRel) || self.has_empty_days().await?;
         let mut outcome = Ok(());
         if sweeps {
@@ -79,7 +78,6 @@ impl Store {
                 self.has_erased.store(true, Ordering::Release);
             }
         }
-        outcome = outcome.and(self.tombstones_expire(now).await);
         outcome = outcome.and(self.give_back().await);
         // Something was erased.
         if sweeps { outcome.and(self.log_write_back().await.map(|_| ())) } else { outcome }

@@ -24,13 +24,13 @@ on_both_databases!(
     a_database_of_an_earlier_version_forgets_no_erasure_for_a_day,
 );
 
-async fn open(database: &TestDatabase) -> Store {
+pub async fn open(database: &TestDatabase) -> Store {
     let store = Store::open(&database.url.parse().unwrap(), 9).await.unwrap();
     store.prepare().await.unwrap();
     store
 }
 
-async fn begin(store: &Store, id: SessionId, now: DateTime<Utc>) -> Result<()> {
+pub async fn begin(store: &Store, id: SessionId, now: DateTime<Utc>) -> Result<()> {
     let start = model::SessionStart { id, user: None, attributes: model::Attributes::default() };
     store.session_start(&start, now, 64).await
 }
