@@ -104,7 +104,10 @@ impl Store {
         let ids = Id::find_by_statement(statement(sql, vec![below.into(), SESSIONS_A_STEP.into()])).all(&tx).await?;
         let lowest = ids.last().map(|row| row.id);
         if let Some(lowest) = lowest {
-            let sql = "UPDATE tracks SET dirty = true WHERE session_id >= $1 AND session_id < $2 AND NOT dirty";
+            // What was given up of the archive cannot be read by any definitions: it keeps what it has.
+            let sql = "UPDATE tracks SET dirty = true WHERE session_id >= $1 AND session_id < $2 AND NOT dirty \
+                 AND NOT EXISTS (SELECT 1 FROM sessions JOIN segments ON segments.id = sessions.segment_id \
+                     WHERE sessions.id = tracks.session_id AND segments.path IS NULL)";
             tx.execute_raw(statement(sql, vec![lowest.into(), below.into()])).await?;
         }
         let sql = "UPDATE index_definitions SET outdated_below = $1";

@@ -69,6 +69,7 @@ impl Store {
             forgotten = Err(error);
             (Vec::new(), false)
         });
+        let mut is_in_use = false;
         for day in days {
             if day.reason == ExpiryReason::Archive {
                 if archived.is_ok() {
@@ -79,9 +80,14 @@ impl Store {
                 }
                 continue;
             }
+            // Whoever has the tables for long has them for the other days, too: everybody would queue behind each try.
+            if is_in_use && day.reason != ExpiryReason::Own {
+                continue;
+            }
             match self.day_forget(day, now).await {
                 Ok(gone) => report.days.push(gone),
                 Err(error) => {
+                    is_in_use |= error == Error::Contention;
                     tracing::warn!(%error, days = %day.window, "sessions not expired, trying again later");
                     forgotten = forgotten.and(Err(error));
                 }
