@@ -40,7 +40,8 @@ const GROWN_BY: i64 = 1_000;
 /// Dirty sessions that are looked at by one statement, however many there are.
 const SESSIONS_A_LOOK: u64 = 1_000;
 
-/// Looks before the lock is given up, and others may have it.
+/// Looks with the same lock before it is given up, and others may have it: it is kept while slow sessions are under way, and
+/// after so many looks none is begun.
 const LOOKS_A_TURN: usize = 20;
 
 /// Slow sessions that are indexed at once beside the others.
@@ -80,6 +81,8 @@ struct Indexer {
     slow: HashSet<SessionId>,
     /// The lock of the process that indexes, while it is needed here or for a slow session.
     claim: Weak<Claim>,
+    /// How many looks it was needed for.
+    looks: usize,
     /// Up to where dirty sessions were looked at.
     after: Option<SessionId>,
 }
@@ -93,6 +96,7 @@ impl Indexer {
             aside: JoinSet::new(),
             slow: HashSet::new(),
             claim: Weak::new(),
+            looks: 0,
             after: None,
         }
     }
@@ -122,11 +126,15 @@ impl Indexer {
         let claim = match self.claim.upgrade() {
             Some(claim) => claim,
             None => match self.store.index_claim().await? {
-                Some(claim) => Arc::new(claim),
+                Some(claim) => {
+                    self.looks = 0;
+                    Arc::new(claim)
+                }
                 None => return Ok(()),
             },
         };
         self.claim = Arc::downgrade(&claim);
+        self.looks += 1;
         let (slow, others): (Vec<_>, Vec<_>) = due.into_iter().partition(DueSession::is_slow);
         for session in slow {
             self.begin_aside(session, &claim);
@@ -140,9 +148,9 @@ impl Indexer {
         Ok(())
     }
 
-    /// Begins to index a slow session, if there is room. If not, it is found again.
+    /// Begins to index a slow session, if there is room, and time until the lock is given up. If not, it is found again.
     fn begin_aside(&mut self, due: DueSession, claim: &Arc<Claim>) {
-        if self.slow.len() >= SESSIONS_ASIDE || !self.slow.insert(due.id()) {
+        if self.looks > LOOKS_A_TURN || self.slow.len() >= SESSIONS_ASIDE || !self.slow.insert(due.id()) {
             return;
         }
         let (store, claim) = (self.store.clone(), Arc::clone(claim));

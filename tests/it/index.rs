@@ -2,9 +2,10 @@
 
 mod by_hand;
 
-use reel::proto::SessionStart;
+use reel::{model::RetentionPolicy, proto::SessionStart};
 
 use crate::{
+    archive::{apply, archive_all, record_sessions},
     exact::check_index,
     harness::{Backend, NOON_MS, Reel, TestDatabase, batch, click, eventually, session_id, start},
     on_both_databases,
@@ -115,5 +116,33 @@ async fn more_dirty_sessions_than_one_look_takes_are_all_indexed(backend: Backen
     wait_for_dirty(&database, 0).await;
     check_index(&database).await;
     unindexed.stop().await;
+    reel.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_sessions_do_not_keep_the_lock_from_others_however_many_there_are() {
+    let (database, folder) = (TestDatabase::new(Backend::Postgres).await, tempfile::tempdir().unwrap());
+    let archive = ["--archive", folder.path().to_str().unwrap()];
+    let reel = Reel::start_on(&database, &archive).await;
+    record_sessions(&reel, &database, 24).await;
+    archive_all(&reel).await;
+    // Nobody sweeps facets from now on: indexers would wait.
+    apply(&reel.store, &RetentionPolicy::default(), reel.store.now()).await;
+    // They end by turns, so that there is always one under way.
+    for sql in [
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             PERFORM pg_sleep(CASE WHEN OLD.id = (SELECT id FROM sessions ORDER BY id LIMIT 1) THEN 2 ELSE 4 END); \
+             RETURN NEW; \
+         END $$",
+        "CREATE TRIGGER slow BEFORE UPDATE OF index_version ON sessions FOR EACH ROW EXECUTE FUNCTION slow()",
+        "UPDATE tracks SET dirty = true, lost_count = NULL",
+    ] {
+        database.execute(sql).await;
+    }
+    let dirty = async || database.number("SELECT count(DISTINCT session_id) FROM tracks WHERE dirty").await;
+    eventually("it has begun", async || dirty().await < 24).await;
+    let lock = 0x7265_656c_0000_0003_i64;
+    database.number(&format!("SELECT count(pg_advisory_lock({lock}))")).await;
+    assert!(dirty().await > 0, "somebody else had the lock before all was indexed");
     reel.stop().await;
 }
