@@ -209,8 +209,14 @@ impl Store {
     /// Brings an archived session back, so that a placeholder can give way. It is archived again in its time. Takes up to 10 s, as
     /// [`Store::archived_digests`] does.
     pub async fn session_make_hot(&self, session: SessionId) -> Result<()> {
-        let outcome = timeout(ARCHIVE_TIMEOUT, self.session_bring_back(session)).await;
-        outcome.unwrap_or(Err(Error::ArchiveUnavailable)).map(|_| ())
+        let Ok(outcome) = timeout(ARCHIVE_TIMEOUT, self.session_bring_back(session)).await else {
+            tracing::warn!(
+                session.id = %session,
+                "an archived session was not brought back in time, and keeps its placeholders; `reel restore` takes its time"
+            );
+            return Err(Error::ArchiveUnavailable);
+        };
+        outcome.map(|_| ())
     }
 
     async fn archived_digests_once(
