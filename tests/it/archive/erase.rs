@@ -158,19 +158,21 @@ async fn whoever_has_read_a_session_before_it_was_erased_makes_none_of_its_facet
     let reel = Reel::start_with(gate.open(&database).await, service_args(&["--indexer", "off"])).await;
     reel.wait_until_serving().await;
     let everything = Due { quiet_since: later(), grown_by: 0 };
-    let begin_to_index = async || {
+    let all_due = async || {
         database.execute("UPDATE tracks SET dirty = true, lost_count = NULL").await;
         let store = gate.open(&database).await;
         let due = store.index_due(everything, None, 10).await.unwrap().due;
         assert_eq!(due.len(), 2);
-        tokio::spawn(async move { store.index_sessions(&due, &mut FacetIds::default()).await.unwrap() })
+        (store, due)
     };
     let before = gate.reads();
-    begin_to_index().await.await.unwrap();
+    let (store, due) = all_due().await;
+    store.index_sessions(&due, &mut FacetIds::default()).await.unwrap();
     let reads = gate.reads() - before;
 
     gate.close(Stop::AfterRead(reads - 1));
-    let indexing = begin_to_index().await;
+    let (store, due) = all_due().await;
+    let indexing = tokio::spawn(async move { store.index_sessions(&due, &mut FacetIds::default()).await.unwrap() });
     gate.somebody_waits().await;
     let request = DeleteUserRequest { user_id: "canary-user".to_owned() };
     reel.users().delete_user(request).await.unwrap();
