@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 use self::trace::Trace;
 use crate::{
     crash::process::Process,
-    harness::{NOON_MS, batch, clicks, connect, session_id, start, streamed},
+    harness::{NOON_MS, TestDatabase, batch, clicks, connect, eventually, session_id, start, streamed},
 };
 
 /// Set to 1, lets the test pass where the machine forbids to trace.
@@ -88,6 +88,10 @@ async fn on_sqlite_a_receipt_is_sent_after_the_log_that_has_its_actions_was_sync
     // More than one track a batch is not what sessions are for, but what tells batches apart here.
     let mut server = Process::serve_under(&traced(&output), &url, &[]).await;
     let channel = connect(server.address).await;
+    // What the service writes by itself as it starts is written.
+    let database = TestDatabase::at(url.clone());
+    let own = "SELECT (SELECT count(*) FROM retentions WHERE applied_at IS NOT NULL) - (SELECT count(*) FROM leases)";
+    eventually("retention was applied", async || database.number(own).await == 1).await;
     send(channel.clone(), 0, ALONE).await;
     let senders: Vec<_> = (1..=SENDERS).map(|sender| tokio::spawn(send(channel.clone(), sender, BATCHES))).collect();
     for sender in senders {
